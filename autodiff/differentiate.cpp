@@ -1,0 +1,150 @@
+#include "halftape/autodiff/differentiate.h"
+
+#include "halftape/autodiff/op_list.h"
+#include "halftape/core/check.h"
+
+namespace halftape {
+
+bool PullbackContext::wants(int k) const {
+  return wanted_[std::size_t(input(k))] && !(instruction_.op->no_gradient >> k & 1);
+}
+
+DType cotangent_dtype(const ValueInfo& value) {
+  const bool touches_batch = value.dependence & (depends_on::input | depends_on::cotangent);
+  return touches_batch ? value.type.dtype : wider(value.type.dtype, DType::f32);
+}
+
+DType PullbackContext::cotangent_dtype(int k) const { return halftape::cotangent_dtype(program_.info(input(k))); }
+
+ValueId PullbackContext::constant(double value, DType dtype) {
+  return program_.add_constant(Tensor::scalar(value, dtype), {});
+}
+
+ValueId PullbackContext::cast(ValueId id, DType dtype) {
+  if (program_.type(id).dtype == dtype) {
+    return id;
+  }
+  Attributes attributes;
+  attributes.dtype = dtype;
+  return emit(ops::cast(), {id}, std::move(attributes));
+}
+
+ValueId PullbackContext::sum_to(ValueId id, const Shape& shape, DType dtype) {
+  if (program_.type(id).shape == shape) {
+    return cast(id, dtype);
+  }
+  Attributes attributes;
+  attributes.shape = shape;
+  attributes.dtype = dtype;
+  return emit(ops::sum_to(), {id}, std::move(attributes));
+}
+
+void PullbackContext::add(int k, ValueId id) {
+  const ValueId operand = input(k);
+  ValueId& sum = sums_[std::size_t(operand)];
+  id = cast(id, cotangent_dtype(k));
+  sum = sum == no_value ? id : emit(ops::add(), {sum, id});
+}
+
+namespace {
+
+void throw_foreign_output(const Program& program, ValueId id) {
+  throw_error<DTypeError>("differentiate: an output is {} {}; only floating values have a gradient. Fix: cast it first.",
+                          program.type(id).dtype, program.type(id).shape);
+}
+
+}  // namespace
+
+std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> outputs,
+                                     std::span<const ValueId> seeds, std::span<const ValueId> wrt) {
+  const std::size_t value_count = program.values.size();
+  const std::size_t instruction_count = program.instructions.size();
+
+  std::vector<bool> wanted(value_count);
+  for (const ValueId id : wrt) {
+    wanted[std::size_t(id)] = is_floating(program.type(id).dtype);
+  }
+  for (const Instruction& instruction : program.instructions) {
+    bool any = false;
+    const auto in = program.inputs_of(instruction);
+    for (std::size_t k = 0; k < in.size(); ++k) {
+      any |= wanted[std::size_t(in[k])] && !(k < 32 && instruction.op->no_gradient >> k & 1);
+    }
+    for (const ValueId id : program.outputs_of(instruction)) {
+      if (any && is_floating(program.type(id).dtype)) {
+        wanted[std::size_t(id)] = true;
+      }
+    }
+  }
+
+  std::vector<ValueId> sums(value_count, no_value);
+  for (std::size_t k = 0; k < outputs.size(); ++k) {
+    if (!is_floating(program.type(outputs[k]).dtype)) {
+      throw_foreign_output(program, outputs[k]);
+    }
+    ValueId& sum = sums[std::size_t(outputs[k])];
+    sum = sum == no_value ? seeds[k] : program.emit(ops::add(), {sum, seeds[k]});
+  }
+  std::vector<ValueId> cotangents;
+  for (std::size_t i = instruction_count; i-- > 0;) {
+    const Instruction instruction = program.instructions[i];
+    cotangents.clear();
+    bool any = false;
+    bool reaches = false;
+    for (const ValueId id : program.outputs_of(instruction)) {
+      cotangents.push_back(sums[std::size_t(id)]);
+      any |= cotangents.back() != no_value;
+      reaches |= wanted[std::size_t(id)];
+    }
+    if (any && reaches && instruction.op->pullback != nullptr) {
+      PullbackContext context(program, instruction, cotangents, sums, wanted);
+      instruction.op->pullback(*instruction.op, context);
+    }
+  }
+  std::vector<ValueId> result;
+  for (const ValueId id : wrt) {
+    result.push_back(sums[std::size_t(id)]);
+  }
+  return result;
+}
+
+Derivative differentiate(const Program& program, std::span<const ValueId> outputs, std::span<const ValueId> wrt) {
+  Derivative result{program, {}, {}};
+  for (const ValueId id : outputs) {
+    const Type type{cotangent_dtype(program.info(id)), program.type(id).shape};
+    result.seeds.push_back(result.program.add_input(type, Role::cotangent, "seed"));
+  }
+  result.cotangents = append_pullback(result.program, outputs, result.seeds, wrt);
+  std::vector<ValueId> keep = result.program.outputs;
+  for (const ValueId id : result.cotangents) {
+    if (id != no_value) {
+      keep.push_back(id);
+    }
+  }
+  remove_dead_code(result.program, keep);
+  return result;
+}
+
+void remove_dead_code(Program& program, std::span<const ValueId> keep) {
+  std::vector<bool> needed(program.values.size());
+  for (const ValueId id : keep) {
+    needed[std::size_t(id)] = true;
+  }
+  std::vector<Instruction> kept;
+  for (std::size_t i = program.instructions.size(); i-- > 0;) {
+    const Instruction& instruction = program.instructions[i];
+    bool any = false;
+    for (const ValueId id : program.outputs_of(instruction)) {
+      any |= needed[std::size_t(id)];
+    }
+    if (any) {
+      for (const ValueId id : program.inputs_of(instruction)) {
+        needed[std::size_t(id)] = true;
+      }
+      kept.push_back(instruction);
+    }
+  }
+  program.instructions.assign(kept.rbegin(), kept.rend());
+}
+
+}  // namespace halftape

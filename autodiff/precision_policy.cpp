@@ -1,0 +1,120 @@
+#include "halftape/autodiff/precision_policy.h"
+
+#include <utility>
+
+#include "halftape/autodiff/op_list.h"
+
+namespace halftape {
+namespace {
+
+class Retyper {
+ public:
+  Retyper(const Program& from, const PrecisionPolicy& policy) : from_(from), policy_(policy), ids_(from.values.size()) {}
+
+  Program run() {
+    for (const ValueId id : from_.inputs) {
+      ValueInfo info = from_.info(id);
+      if (info.role == Role::input && is_floating(info.type.dtype)) {
+        info.type.dtype = policy_.compute;
+      }
+      ids_[std::size_t(id)] = to_.add_input(info.type, info.role, info.name);
+    }
+    for (const Constant& constant : from_.constants) {
+      ids_[std::size_t(constant.id)] =
+          to_.add_constant(constant.value, from_.info(constant.id).name, constant.watch);
+    }
+    for (const Instruction& instruction : from_.instructions) {
+      retype(instruction);
+    }
+    for (const ValueId id : from_.outputs) {
+      const ValueId out = ids_[std::size_t(id)];
+      to_.outputs.push_back(is_floating(to_.type(out).dtype) ? cast(out, policy_.compute) : out);
+    }
+    return std::move(to_);
+  }
+
+ private:
+  PrecisionClass class_of(const OpDef& op) const {
+    const auto found = policy_.overrides.find(op.name);
+    return found == policy_.overrides.end() ? op.precision : found->second;
+  }
+
+  bool meets_input(ValueId id) const { return to_.info(id).dependence & depends_on::input; }
+
+  // The dtype an instruction's floating operands take.
+  DType operand_dtype(const OpDef& op, std::span<const ValueId> operands) const {
+    bool any = false;
+    DType widest = policy_.compute;
+    DType recorded = policy_.high;
+    for (const ValueId id : operands) {
+      const DType dtype = to_.type(id).dtype;
+      if (!is_floating(dtype)) {
+        continue;
+      }
+      if (meets_input(id)) {
+        widest = any ? wider(widest, dtype) : dtype;
+        any = true;
+      } else {
+        recorded = dtype;
+      }
+    }
+    if (!any) {
+      return recorded;
+    }
+    switch (class_of(op)) {
+      case PrecisionClass::low: return policy_.compute;
+      case PrecisionClass::high: return policy_.high;
+      default: return widest;
+    }
+  }
+
+  void retype(const Instruction& instruction) {
+    const OpDef& op = *instruction.op;
+    std::vector<ValueId> operands;
+    for (const ValueId id : from_.inputs_of(instruction)) {
+      operands.push_back(ids_[std::size_t(id)]);
+    }
+    Attributes attributes = from_.attributes_of(instruction);
+    if (!op.fixed_dtype) {
+      const DType dtype = operand_dtype(op, operands);
+      for (ValueId& id : operands) {
+        if (is_floating(to_.type(id).dtype)) {
+          id = cast(id, dtype);
+        }
+      }
+      attributes.dtype = dtype;
+    }
+    attributes.matmul_mode = policy_.matmul;
+    const ValueId first = to_.emit(op, operands, std::move(attributes));
+    const auto outputs = from_.outputs_of(instruction);
+    for (std::size_t k = 0; k < outputs.size(); ++k) {
+      ids_[std::size_t(outputs[k])] = first + ValueId(k);
+    }
+  }
+
+  // One cast per value and dtype, however often it is used.
+  ValueId cast(ValueId id, DType dtype) {
+    if (to_.type(id).dtype == dtype) {
+      return id;
+    }
+    const auto [found, is_new] = casts_.try_emplace({id, dtype}, no_value);
+    if (is_new) {
+      Attributes attributes;
+      attributes.dtype = dtype;
+      found->second = to_.emit(ops::cast(), {id}, std::move(attributes));
+    }
+    return found->second;
+  }
+
+  const Program& from_;
+  const PrecisionPolicy& policy_;
+  Program to_;
+  std::vector<ValueId> ids_;
+  std::map<std::pair<ValueId, DType>, ValueId> casts_;
+};
+
+}  // namespace
+
+Program retype(const Program& program, const PrecisionPolicy& policy) { return Retyper(program, policy).run(); }
+
+}  // namespace halftape

@@ -1,0 +1,47 @@
+// Running a program again with new inputs. Values keep their storage between runs, so from the
+// second run on nothing is allocated, and a run recomputes only what has changed.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "halftape/core/program.h"
+
+namespace halftape {
+
+// The first instruction, in order, whose result is not finite though its operands are.
+struct Fault {
+  std::int32_t instruction;
+  std::string op;
+  Statistics statistics;
+  std::int64_t count;
+};
+
+class Replay {
+ public:
+  explicit Replay(std::shared_ptr<const Program> program);
+
+  const Program& program() const { return *program_; }
+
+  // Sets an input; shares `value`'s storage. Throws ShapeError / DTypeError when the type differs.
+  void set(ValueId input, const Tensor& value);
+  // The input's own storage, to be filled in place.
+  Array write(ValueId input);
+
+  // Executes the instructions that depend on what has changed (the first run executes all).
+  // Throws ValueError when an input was never set or a captured tensor has changed.
+  void run(Dependence changed = depends_on::everything);
+
+  // Valid until the next run; a copy keeps the value.
+  const Tensor& value(ValueId id) const { return values_[std::size_t(id)]; }
+
+  std::optional<Fault> first_nonfinite() const;
+
+ private:
+  std::shared_ptr<const Program> program_;
+  std::vector<Tensor> values_;
+  bool has_run_ = false;
+};
+
+}  // namespace halftape

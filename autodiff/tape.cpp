@@ -1,0 +1,297 @@
+#include "halftape/autodiff/tape.h"
+
+#include "halftape/autodiff/differentiate.h"
+#include "halftape/core/check.h"
+
+namespace halftape {
+
+void Parameter::set_value(const Tensor& value) {
+  if (value.shape() != data_->value.shape()) {
+    throw_error<ShapeError>("parameter: {} is {}, the new value {}. Fix: pass a tensor of that shape.", name(),
+                            data_->value.shape(), value.shape());
+  }
+  if (value.dtype() != data_->value.dtype()) {
+    throw_error<DTypeError>("parameter: {} is {}, the new value {}. Fix: cast it with to(DType::{}).", name(),
+                            data_->value.dtype(), value.dtype(), data_->value.dtype());
+  }
+  data_->value = value;
+}
+
+DType Var::dtype() const { return tape().program().type(id_).dtype; }
+const Shape& Var::shape() const { return tape().program().type(id_).shape; }
+const Tensor& Var::value() const { return tape().value(*this); }
+
+Tape& Var::tape() const {
+  if (tape_ == nullptr) {
+    throw_error<ValueError>("var: this Var is empty. Fix: use one returned by a tape or an op.");
+  }
+  tape_->id_of("var", *this);
+  return *tape_;
+}
+
+const Tensor& Gradients::operator[](const Var& leaf) const {
+  const auto found = by_leaf_.find(leaf.id());
+  if (found == by_leaf_.end()) {
+    throw_error<ValueError>(
+        "gradients: %{} is not a leaf of this tape. Fix: ask for a value made with tape.leaf or tape.parameter.",
+        leaf.id());
+  }
+  return found->second;
+}
+
+const Tensor* Gradients::find(const Parameter& parameter) const {
+  const auto found = parameters_.find(parameter.id());
+  return found == parameters_.end() ? nullptr : &by_leaf_.at(found->second);
+}
+
+const Tensor& Gradients::operator[](const Parameter& parameter) const {
+  const Tensor* gradient = find(parameter);
+  if (gradient == nullptr) {
+    throw_error<ValueError>("gradients: the tape did not use parameter '{}'. Fix: use it in the recorded loss.",
+                            parameter.name());
+  }
+  return *gradient;
+}
+
+ValueId Tape::id_of(const char* op, const Var& var) const {
+  if (var.tape_ != this) {
+    throw_error<ValueError>(
+        "{}: operands live on two tapes (a Var captured by the vector field?). Fix: make it a parameter via tape.leaf, "
+        "or part of the state.",
+        op);
+  }
+  if (var.generation_ != generation_) {
+    throw_error<ValueError>(
+        "{}: this Tape was cleared after recording %{}. Fix: call backward before clear, or record again.", op,
+        var.id_);
+  }
+  return var.id_;
+}
+
+Var Tape::leaf(const Tensor& value, std::string name, Role role) {
+  if (!value.defined()) {
+    throw_error<ValueError>("leaf: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
+  }
+  const ValueId id = program_.add_input({value.dtype(), value.shape()}, role, std::move(name));
+  values_.push_back(value);
+  leaves_.push_back(id);
+  return var(id);
+}
+
+Var Tape::leaf(const Type& type, std::string name, Role role) {
+  const ValueId id = program_.add_input(type, role, std::move(name));
+  values_.emplace_back();
+  leaves_.push_back(id);
+  return var(id);
+}
+
+Var Tape::parameter(const Parameter& parameter) {
+  for (const auto& [known, id] : parameters_) {
+    if (known == parameter) {
+      return var(id);
+    }
+  }
+  const Var result = leaf(parameter.value(), parameter.name(), Role::parameter);
+  parameters_.emplace_back(parameter, result.id());
+  return result;
+}
+
+Var Tape::constant(const Tensor& value, std::string name) {
+  if (!value.defined()) {
+    throw_error<ValueError>("constant: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
+  }
+  const ValueId id = program_.add_constant(value, std::move(name), value.watch());
+  values_.push_back(value);
+  return var(id);
+}
+
+Var Tape::constant(double value, DType dtype) {
+  const ValueId id = program_.add_constant(Tensor::scalar(value, dtype), {});
+  values_.push_back(program_.constants.back().value);
+  return var(id);
+}
+
+void Tape::execute_from(std::size_t first_instruction) {
+  values_.resize(program_.values.size());
+  for (const Constant& constant : program_.constants) {
+    if (!values_[std::size_t(constant.id)].defined()) {
+      values_[std::size_t(constant.id)] = constant.value;
+    }
+  }
+  if (execute_ == Execute::yes) {
+    for (std::size_t i = first_instruction; i < program_.instructions.size(); ++i) {
+      execute(program_, program_.instructions[i], values_);
+    }
+  }
+}
+
+std::vector<Var> Tape::record_all(const OpDef& op, std::span<const Var> inputs, Attributes attributes) {
+  std::vector<ValueId> ids;
+  for (const Var& input : inputs) {
+    ids.push_back(id_of(op.name.data(), input));
+    if (values_[std::size_t(ids.back())].device() != values_[std::size_t(ids[0])].device()) {
+      throw_error<DeviceError>("{}: operand 0 is on {}, operand {} on {}; copies are never implicit. Fix: to(x, device).",
+                               op.name, values_[std::size_t(ids[0])].device().text(), ids.size() - 1,
+                               values_[std::size_t(ids.back())].device().text());
+    }
+  }
+  const ValueId first = program_.emit(op, ids, std::move(attributes));
+  values_.resize(program_.values.size());
+  if (execute_ == Execute::yes) {
+    execute(program_, program_.instructions.back(), values_);
+  }
+  std::vector<Var> results;
+  for (ValueId id = first; id < ValueId(program_.values.size()); ++id) {
+    results.push_back(var(id));
+  }
+  return results;
+}
+
+Var Tape::record(const OpDef& op, std::span<const Var> inputs, Attributes attributes) {
+  return record_all(op, inputs, std::move(attributes))[0];
+}
+
+Gradients Tape::backward(const Var& loss) {
+  const ValueId id = id_of("backward", loss);
+  const Type& type = program_.type(id);
+  if (type.shape.count() != 1) {
+    throw_error<ShapeError>(
+        "backward: output has shape {}; only a scalar has a default seed. Fix: sum or mean it, or pass a seed of that "
+        "shape.",
+        type.shape);
+  }
+  const Tensor seed = Tensor::full(type.shape, 1.0, cotangent_dtype(program_.info(id)), values_[std::size_t(id)].device());
+  return backward({&loss, 1}, {&seed, 1});
+}
+
+Gradients Tape::backward(std::span<const Var> outputs, std::span<const Tensor> seeds) {
+  if (execute_ != Execute::yes) {
+    throw_error<ValueError>("backward: this tape records shapes only. Fix: record on a Tape that executes.");
+  }
+  if (outputs.size() != seeds.size()) {
+    throw_error<ValueError>("backward: {} outputs and {} seeds. Fix: pass one seed per output.", outputs.size(),
+                            seeds.size());
+  }
+  std::vector<ValueId> output_ids;
+  for (const Var& output : outputs) {
+    output_ids.push_back(id_of("backward", output));
+  }
+  const Derivative derivative = differentiate(program_, output_ids, leaves_);
+  const Program& program = derivative.program;
+
+  std::vector<Tensor> values = values_;
+  values.resize(program.values.size());
+  for (std::size_t k = 0; k < seeds.size(); ++k) {
+    const Type& need = program.type(derivative.seeds[k]);
+    if (seeds[k].shape() != need.shape) {
+      throw_error<ShapeError>("backward: seed {} has shape {}, its output {}. Fix: pass a seed of that shape.", k,
+                              seeds[k].shape(), need.shape);
+    }
+    values[std::size_t(derivative.seeds[k])] = seeds[k].to(need.dtype);
+  }
+  for (const Constant& constant : program.constants) {
+    if (!values[std::size_t(constant.id)].defined()) {
+      values[std::size_t(constant.id)] = constant.value;
+    }
+  }
+  // Values of the recorded program are there; only the reverse sweep runs, and frees as it goes.
+  std::vector<std::int32_t> last_use(program.values.size(), -1);
+  for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+    for (const ValueId id : program.inputs_of(program.instructions[i])) {
+      last_use[std::size_t(id)] = std::int32_t(i);
+    }
+  }
+  for (const ValueId id : derivative.cotangents) {
+    if (id != no_value) {
+      last_use[std::size_t(id)] = std::int32_t(program.instructions.size());
+    }
+  }
+  for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+    const Instruction& instruction = program.instructions[i];
+    if (std::size_t(program.outputs_of(instruction)[0]) < values_.size()) {
+      continue;
+    }
+    execute(program, instruction, values);
+    for (const ValueId id : program.inputs_of(instruction)) {
+      if (last_use[std::size_t(id)] == std::int32_t(i)) {
+        values[std::size_t(id)] = Tensor();
+      }
+    }
+  }
+  Gradients result;
+  for (std::size_t k = 0; k < leaves_.size(); ++k) {
+    const ValueId id = derivative.cotangents[k];
+    const ValueInfo& leaf = program_.info(leaves_[k]);
+    if (id != no_value) {
+      result.by_leaf_[leaves_[k]] = values[std::size_t(id)];
+    } else if (is_floating(leaf.type.dtype)) {
+      result.by_leaf_[leaves_[k]] = Tensor::zeros(leaf.type.shape, cotangent_dtype(leaf));
+    }
+  }
+  for (const auto& [parameter, id] : parameters_) {
+    result.parameters_[parameter.id()] = id;
+  }
+  return result;
+}
+
+std::vector<Var> Tape::gradient(std::span<const Var> outputs, std::span<const Var> seeds, std::span<const Var> wrt) {
+  if (outputs.size() != seeds.size()) {
+    throw_error<ValueError>("gradient: {} outputs and {} seeds. Fix: pass one seed per output.", outputs.size(),
+                            seeds.size());
+  }
+  std::vector<ValueId> output_ids, seed_ids, wrt_ids;
+  for (std::size_t k = 0; k < outputs.size(); ++k) {
+    output_ids.push_back(id_of("gradient", outputs[k]));
+    seed_ids.push_back(id_of("gradient", seeds[k]));
+    if (outputs[k].shape() != seeds[k].shape()) {
+      throw_error<ShapeError>("gradient: seed {} has shape {}, its output {}. Fix: pass a seed of that shape.", k,
+                              seeds[k].shape(), outputs[k].shape());
+    }
+  }
+  for (const Var& x : wrt) {
+    wrt_ids.push_back(id_of("gradient", x));
+  }
+  const std::size_t first = program_.instructions.size();
+  std::vector<ValueId> cotangents = append_pullback(program_, output_ids, seed_ids, wrt_ids);
+  execute_from(first);
+  std::vector<Var> result;
+  for (std::size_t k = 0; k < wrt_ids.size(); ++k) {
+    const ValueInfo& info = program_.info(wrt_ids[k]);
+    result.push_back(cotangents[k] != no_value
+                         ? var(cotangents[k])
+                         : constant(Tensor::zeros(info.type.shape, cotangent_dtype(info))));
+  }
+  return result;
+}
+
+std::vector<Var> Tape::gradient(const Var& output, std::span<const Var> wrt) {
+  if (output.shape().count() != 1) {
+    throw_error<ShapeError>(
+        "gradient: output has shape {}; only a scalar has a default seed. Fix: sum or mean it, or pass a seed of that "
+        "shape.",
+        output.shape());
+  }
+  const Var seed = constant(Tensor::full(output.shape(), 1.0, cotangent_dtype(program_.info(output.id()))));
+  return gradient({&output, 1}, {&seed, 1}, wrt);
+}
+
+void Tape::clear() {
+  program_ = {};
+  values_.clear();
+  parameters_.clear();
+  leaves_.clear();
+  ++generation_;
+}
+
+const Tensor& Tape::value(const Var& var) const {
+  const Tensor& value = values_[std::size_t(id_of("value", var))];
+  if (!value.defined()) {
+    throw_error<ValueError>(
+        "value: %{} has no value yet, a velocity is being recorded for replay. Fix: set retrace = every_call if the "
+        "velocity branches on values.",
+        var.id());
+  }
+  return value;
+}
+
+}  // namespace halftape

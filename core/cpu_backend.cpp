@@ -1,0 +1,166 @@
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "halftape/core/check.h"
+#include "halftape/core/cpu_kernels.h"
+
+namespace halftape {
+namespace {
+
+std::atomic<int> thread_count{0};  // 0: as OpenMP says
+
+void require_index(const char* op, std::int64_t index, std::int64_t size) {
+  if (index < 0 || index >= size) {
+    throw_error<ValueError>("{}: index {} is out of range - the axis has {} entries. Fix: pass indices in [0, {}].", op,
+                            index, size, size - 1);
+  }
+}
+
+class CpuBackend final : public Backend {
+ public:
+  void* allocate(std::int64_t bytes) override {
+    constexpr std::size_t alignment = 64;
+    const std::size_t rounded = (std::size_t(bytes) + alignment) / alignment * alignment;  // never 0
+    return std::aligned_alloc(alignment, rounded);
+  }
+  void free(void* data, std::int64_t) override { std::free(data); }
+  void copy(void* dst, const void* src, std::int64_t bytes) override {
+    if (bytes > 0) {
+      std::memcpy(dst, src, std::size_t(bytes));
+    }
+  }
+
+  void fill(Array dst, double value) override {
+    visit(dst.dtype, [&]<class T>(std::type_identity<T>) {
+      std::fill_n(static_cast<T*>(dst.data), dst.count, convert<T>(value));
+    });
+  }
+
+  void cast(Array dst, ConstArray src) override {
+    constexpr std::int64_t chunk = 8192;
+    cpu::parallel_for(cpu::block_count(src.count, chunk), src.count, [&](std::int64_t b) {
+      const std::int64_t first = b * chunk;
+      convert(src.dtype, cpu::at(src, first), dst.dtype, cpu::at(dst, first), std::min(chunk, src.count - first));
+    });
+  }
+
+  void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands) override {
+    cpu::map(code, dst, shape, operands);
+  }
+  void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes, double scale) override {
+    cpu::reduce(kind, dst, src, shape, axes, scale);
+  }
+  void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides, ConstArray src,
+                    std::int64_t src_offset, const Shape::Sizes& src_strides, const Shape& extent) override {
+    cpu::strided_copy(dst, dst_offset, dst_strides, src, src_offset, src_strides, extent);
+  }
+  void matmul(Array dst, ConstArray lhs, ConstArray rhs, const MatmulSizes& sizes) override {
+    cpu::matmul(dst, lhs, rhs, sizes);
+  }
+  double dot(ConstArray a, ConstArray b) override { return cpu::dot(a, b); }
+
+  void gather(Array dst, ConstArray src, ConstArray indices, const GatherSizes& s) override {
+    const std::int64_t bytes = s.inner * size_of(src.dtype);
+    const auto* index = static_cast<const std::int64_t*>(indices.data);
+    for (std::int64_t i = 0; i < s.indices; ++i) {
+      require_index("gather", index[i], s.axis_size);
+    }
+    for (std::int64_t o = 0; o < s.outer; ++o) {
+      for (std::int64_t i = 0; i < s.indices; ++i) {
+        copy(cpu::at(dst, (o * s.indices + i) * s.inner), cpu::at(src, (o * s.axis_size + index[i]) * s.inner), bytes);
+      }
+    }
+  }
+
+  void scatter_add(Array dst, ConstArray src, ConstArray indices, const GatherSizes& s) override {
+    const auto* index = static_cast<const std::int64_t*>(indices.data);
+    for (std::int64_t i = 0; i < s.indices; ++i) {
+      require_index("scatter_add", index[i], s.axis_size);
+    }
+    const bool any_f64 = dst.dtype == DType::f64 || src.dtype == DType::f64;
+    cpu::with_arithmetic(any_f64, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      std::vector<T> sums(std::size_t(s.axis_size * s.inner));
+      std::vector<T> row(static_cast<std::size_t>(s.inner));
+      for (std::int64_t o = 0; o < s.outer; ++o) {
+        std::fill(sums.begin(), sums.end(), T(0));
+        for (std::int64_t i = 0; i < s.indices; ++i) {
+          const T* x = cpu::load(src, (o * s.indices + i) * s.inner, s.inner, row.data());
+          for (std::int64_t j = 0; j < s.inner; ++j) {
+            sums[std::size_t(index[i] * s.inner + j)] += x[j];
+          }
+        }
+        cpu::store(dst, o * s.axis_size * s.inner, s.axis_size * s.inner, sums.data());
+      }
+    });
+  }
+
+  void linear_combination(Array dst, std::span<const Term> terms, DType accumulate) override {
+    cpu::with_arithmetic(accumulate == DType::f64, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      constexpr std::int64_t block = cpu::block;
+      const std::int64_t cost = dst.count * std::int64_t(terms.size());
+      cpu::parallel_for(cpu::block_count(dst.count, block), cost, [&](std::int64_t b) {
+        const std::int64_t first = b * block;
+        const std::int64_t n = std::min(block, dst.count - first);
+        T sum[block];
+        T scratch[block];
+        std::fill_n(sum, n, T(0));
+        for (std::size_t k = 0; k < terms.size(); ++k) {
+          const T* x = cpu::load(terms[k].array, first, n, scratch);
+          const T c = T(terms[k].coefficient);
+          for (std::int64_t i = 0; i < n; ++i) {
+            sum[i] = k == 0 ? c * x[i] : sum[i] + c * x[i];
+          }
+        }
+        cpu::store(dst, first, n, sum);
+      });
+    });
+  }
+
+  Statistics statistics(ConstArray src) override {
+    Statistics result;
+    double scratch[cpu::block];
+    for (std::int64_t first = 0; first < src.count; first += cpu::block) {
+      const std::int64_t n = std::min(cpu::block, src.count - first);
+      const double* x = cpu::load(src, first, n, scratch);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const double magnitude = std::fabs(x[i]);
+        result.zeros += magnitude == 0.0;
+        if (magnitude <= std::numeric_limits<double>::max()) {
+          result.max_abs = std::max(result.max_abs, magnitude);
+        } else {
+          ++(std::isnan(x[i]) ? result.nans : result.infinities);
+        }
+      }
+    }
+    return result;
+  }
+};
+
+}  // namespace
+
+Backend& cpu_backend() {
+  static CpuBackend backend;
+  return backend;
+}
+
+void set_threads(int count) {
+  if (count < 1) {
+    throw_error<ValueError>("set_threads: {} threads, need at least 1. Fix: pass the number of cores to use.", count);
+  }
+  thread_count.store(count);
+}
+
+int threads() {
+#ifdef _OPENMP
+  const int count = thread_count.load();
+  return count > 0 ? count : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+}  // namespace halftape

@@ -1,0 +1,76 @@
+// Internal to the CPU backend: loading and storing blocks in a compute type, and the thread loop.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "halftape/core/backend.h"
+#include "halftape/core/convert.h"
+
+namespace halftape::cpu {
+
+// Elements that are converted, computed and stored together: operands of an op stay in L1.
+inline constexpr std::int64_t block = 512;
+
+inline std::int64_t block_count(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
+
+inline const char* at(ConstArray a, std::int64_t i) { return static_cast<const char*>(a.data) + i * size_of(a.dtype); }
+inline char* at(Array a, std::int64_t i) { return static_cast<char*>(a.data) + i * size_of(a.dtype); }
+
+// n elements from index `first` as T: the array itself where it holds T, else converted into scratch.
+template <class T>
+const T* load(ConstArray a, std::int64_t first, std::int64_t n, T* scratch) {
+  if (a.dtype == dtype_of<T>) {
+    return reinterpret_cast<const T*>(at(a, first));
+  }
+  convert(a.dtype, at(a, first), dtype_of<T>, scratch, n);
+  return scratch;
+}
+
+template <class T>
+void store(Array a, std::int64_t first, std::int64_t n, const T* values) {
+  convert(dtype_of<T>, values, a.dtype, at(a, first), n);
+}
+
+// body(i) for i in [0, n), on threads when the whole is worth `cost` of at least one wake-up.
+// Bodies write to disjoint places, so the number of threads cannot change a result.
+template <class Body>
+void parallel_for(std::int64_t n, std::int64_t cost, Body&& body) {
+#ifdef _OPENMP
+  constexpr std::int64_t worth_threads = 1 << 15;
+  if (n > 1 && cost >= worth_threads && threads() > 1 && !omp_in_parallel()) {
+#pragma omp parallel for schedule(static) num_threads(threads())
+    for (std::int64_t i = 0; i < n; ++i) {
+      body(i);
+    }
+    return;
+  }
+#endif
+  (void)cost;
+  for (std::int64_t i = 0; i < n; ++i) {
+    body(i);
+  }
+}
+
+// f(std::type_identity<T>) with T the type arithmetic runs in: double if any operand is f64.
+template <class F>
+void with_arithmetic(bool any_f64, F&& f) {
+  if (any_f64) {
+    f(std::type_identity<double>{});
+  } else {
+    f(std::type_identity<float>{});
+  }
+}
+
+void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands);
+void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes, double scale);
+void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides, ConstArray src,
+                  std::int64_t src_offset, const Shape::Sizes& src_strides, const Shape& extent);
+void matmul(Array dst, ConstArray lhs, ConstArray rhs, const MatmulSizes& sizes);
+double dot(ConstArray a, ConstArray b);
+
+}  // namespace halftape::cpu

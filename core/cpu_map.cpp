@@ -1,0 +1,213 @@
+// Elementwise kernels: one inner loop per scalar function and compute type, over blocks that have
+// been converted to that type, so the number of kernels is ops x 2 and not a product of dtypes.
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "halftape/core/cpu_kernels.h"
+
+namespace halftape::cpu {
+namespace {
+
+template <class T>
+using Kernel = void (*)(const T* const* x, T* out, std::int64_t n);
+
+template <class F, class T, std::size_t... A>
+void loop(std::index_sequence<A...>, const T* const* x, T* out, std::int64_t n) {
+  const T* const args[] = {x[A]...};
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i] = F::call(args[A][i]...);
+  }
+}
+
+template <class Op>
+struct Value {
+  template <class... T>
+  static auto call(T... x) {
+    return Op::value(x...);
+  }
+};
+
+template <class Op, int I>
+struct Pullback {
+  template <class... T>
+  static auto call(T... x) {  // x.., y, y_bar
+    return Op::template pullback<I>(x...);
+  }
+};
+
+// w * d pullback<I> / d argument K: the tangent w goes in, so a selected-away branch stays exactly 0.
+template <class Op, int I, int K>
+struct Second {
+  template <class... T>
+  static auto call(T... x) {  // x.., y, y_bar, w
+    using S = std::common_type_t<T...>;
+    const S args[] = {x...};
+    return expand(std::make_index_sequence<sizeof...(T) - 1>{}, args);
+  }
+  template <class S, std::size_t... A>
+  static S expand(std::index_sequence<A...>, const S* args) {
+    return Op::template pullback<I>(Dual<S>(args[A], int(A) == K ? args[sizeof...(A)] : S(0))...).tangent;
+  }
+};
+
+constexpr int max_kernels = 1 + 3 + 3 * 5;  // value, pullbacks, second derivatives of a ternary op
+
+constexpr int kernel_slot(int arity, MapCode code) {
+  return code.wrt < 0 ? 0 : code.second < 0 ? 1 + code.wrt : 1 + arity + code.wrt * (arity + 2) + code.second;
+}
+
+template <class T, class F, int N>
+void run(const T* const* x, T* out, std::int64_t n) {
+  loop<F>(std::make_index_sequence<N>{}, x, out, n);
+}
+
+template <class T, class Op>
+constexpr std::array<Kernel<T>, max_kernels> kernels_of() {
+  std::array<Kernel<T>, max_kernels> table{};
+  constexpr int n = Op::arity;
+  table[0] = run<T, Value<Op>, n>;
+  if constexpr (!Op::is_mask) {
+    [&]<int... I>(std::integer_sequence<int, I...>) {
+      ((table[1 + I] = run<T, Pullback<Op, I>, n + 2>), ...);
+      (
+          [&]<int J, int... K>(std::integral_constant<int, J>, std::integer_sequence<int, K...>) {
+            ((table[1 + n + J * (n + 2) + K] = run<T, Second<Op, J, K>, n + 3>), ...);
+          }(std::integral_constant<int, I>{}, std::make_integer_sequence<int, n + 2>{}),
+          ...);
+    }(std::make_integer_sequence<int, n>{});
+  }
+  return table;
+}
+
+struct OpKernels {
+  int arity;
+  std::array<Kernel<float>, max_kernels> f32;
+  std::array<Kernel<double>, max_kernels> f64;
+};
+
+template <std::size_t... I>
+constexpr std::array<OpKernels, sizeof...(I)> kernel_table(std::index_sequence<I...>) {
+  return {OpKernels{std::tuple_element_t<I, ScalarOps>::arity,
+                    kernels_of<float, std::tuple_element_t<I, ScalarOps>>(),
+                    kernels_of<double, std::tuple_element_t<I, ScalarOps>>()}...};
+}
+
+constexpr auto table = kernel_table(std::make_index_sequence<scalar_op_count>{});
+
+template <class T>
+Kernel<T> kernel(MapCode code) {
+  const OpKernels& op = table[code.op];
+  const int slot = kernel_slot(op.arity, code);
+  if constexpr (std::is_same_v<T, float>) {
+    return op.f32[slot];
+  } else {
+    return op.f64[slot];
+  }
+}
+
+// How an operand meets the result's index space.
+struct Reader {
+  enum class Kind { same, scalar, broadcast } kind;
+  ConstArray array;
+  Shape::Sizes strides;
+};
+
+// Elements [first, first + n) of an operand broadcast to `shape`, along runs of the last axis.
+template <class T>
+void load_broadcast(const Reader& reader, const Shape& shape, std::int64_t first, std::int64_t n, T* out) {
+  const int last = shape.rank() - 1;
+  Shape::Sizes index{};
+  std::int64_t rest = first;
+  std::int64_t offset = 0;
+  for (int axis = last; axis >= 0; --axis) {
+    index[axis] = rest % shape[axis];
+    rest /= shape[axis];
+    offset += index[axis] * reader.strides[axis];
+  }
+  while (n > 0) {
+    const std::int64_t run = std::min(n, shape[last] - index[last]);
+    if (reader.strides[last] == 0) {
+      T value;
+      convert(reader.array.dtype, at(reader.array, offset), dtype_of<T>, &value, 1);
+      std::fill_n(out, run, value);
+    } else {
+      convert(reader.array.dtype, at(reader.array, offset), dtype_of<T>, out, run);
+    }
+    out += run;
+    n -= run;
+    offset -= index[last] * reader.strides[last];
+    index[last] = 0;
+    for (int axis = last - 1; axis >= 0; --axis) {
+      offset += reader.strides[axis];
+      if (++index[axis] < shape[axis]) {
+        break;
+      }
+      offset -= shape[axis] * reader.strides[axis];
+      index[axis] = 0;
+    }
+  }
+}
+
+template <class T>
+void map_as(Kernel<T> kernel, Array dst, const Shape& shape, std::span<const MapOperand> operands) {
+  constexpr int max_operands = 6;
+  Reader readers[max_operands];
+  const int count = int(operands.size());
+  for (int k = 0; k < count; ++k) {
+    const MapOperand& operand = operands[k];
+    readers[k].array = operand.array;
+    if (operand.shape == shape) {
+      readers[k].kind = Reader::Kind::same;
+    } else if (operand.shape.count() == 1) {
+      readers[k].kind = Reader::Kind::scalar;
+    } else {
+      readers[k].kind = Reader::Kind::broadcast;
+      readers[k].strides = broadcast_strides(operand.shape, shape);
+    }
+  }
+  const std::int64_t n = shape.count();
+  constexpr std::int64_t cost_per_element = 8;
+  parallel_for(block_count(n, block), n * cost_per_element, [&](std::int64_t b) {
+    T scratch[max_operands + 1][block];
+    const T* x[max_operands];
+    const std::int64_t first = b * block;
+    const std::int64_t size = std::min(block, n - first);
+    for (int k = 0; k < count; ++k) {
+      switch (readers[k].kind) {
+        case Reader::Kind::same: x[k] = load(readers[k].array, first, size, scratch[k]); break;
+        case Reader::Kind::scalar:
+          convert(readers[k].array.dtype, readers[k].array.data, dtype_of<T>, scratch[k], 1);
+          std::fill_n(scratch[k] + 1, size - 1, scratch[k][0]);
+          x[k] = scratch[k];
+          break;
+        case Reader::Kind::broadcast:
+          load_broadcast(readers[k], shape, first, size, scratch[k]);
+          x[k] = scratch[k];
+          break;
+      }
+    }
+    if (dst.dtype == dtype_of<T>) {
+      kernel(x, reinterpret_cast<T*>(at(dst, first)), size);
+    } else {
+      kernel(x, scratch[max_operands], size);
+      store(dst, first, size, scratch[max_operands]);
+    }
+  });
+}
+
+}  // namespace
+
+void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands) {
+  bool any_f64 = dst.dtype == DType::f64;
+  for (const MapOperand& operand : operands) {
+    // Integers up to 32 bits are exact in f64 only.
+    any_f64 |= operand.array.dtype == DType::f64 || operand.array.dtype == DType::i32;
+  }
+  with_arithmetic(any_f64, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    map_as<T>(kernel<T>(code), dst, shape, operands);
+  });
+}
+
+}  // namespace halftape::cpu

@@ -1,0 +1,72 @@
+#include "halftape/core/memory.h"
+
+#include "halftape/core/backend.h"
+#include "halftape/core/check.h"
+
+namespace halftape {
+namespace {
+
+struct Counters {
+  std::atomic<std::int64_t> live{0}, peak{0}, allocations{0}, limit{0};
+};
+
+// Counters are per kind of device: they describe the process, not a solve.
+Counters& counters(Device device) {
+  static Counters by_kind[2];
+  return by_kind[static_cast<int>(device.kind)];
+}
+
+}  // namespace
+
+MemoryStats memory_stats(Device device) {
+  const Counters& c = counters(device);
+  return {c.live.load(), c.peak.load(), c.allocations.load()};
+}
+
+void reset_peak_memory(Device device) {
+  Counters& c = counters(device);
+  c.peak.store(c.live.load());
+}
+
+void set_memory_limit(std::int64_t bytes, Device device) { counters(device).limit.store(bytes); }
+
+Buffer::Buffer(std::int64_t bytes, Device device) : bytes_(bytes), device_(device) {
+  Counters& c = counters(device);
+  const std::int64_t live = c.live.fetch_add(bytes) + bytes;
+  const std::int64_t limit = c.limit.load();
+  const bool over_limit = limit > 0 && live > limit;
+  if (!over_limit) {
+    data_ = backend(device).allocate(bytes);
+  }
+  if (data_ == nullptr) {
+    c.live.fetch_sub(bytes);
+    throw_error<MemoryError>(
+        "allocate: out of memory on {} - asked for {} bytes with {} bytes live{}. Fix: use a smaller batch, "
+        "fewer stored steps or a narrower stored dtype.",
+        device.text(), bytes, live - bytes, over_limit ? fmt::format(", limit {}", limit) : std::string());
+  }
+  c.allocations.fetch_add(1);
+  std::int64_t peak = c.peak.load();
+  while (peak < live && !c.peak.compare_exchange_weak(peak, live)) {
+  }
+}
+
+Buffer::~Buffer() {
+  backend(device_).free(data_, bytes_);
+  counters(device_).live.fetch_sub(bytes_);
+}
+
+WriteStamp::Watch WriteStamp::watch() const {
+  Cell* cell = cell_.load();
+  if (cell == nullptr) {
+    Cell* made = new Cell;
+    if (cell_.compare_exchange_strong(cell, made)) {
+      cell = made;
+    } else {
+      delete made;  // another thread was first; `cell` now holds its cell
+    }
+  }
+  return Watch(cell);
+}
+
+}  // namespace halftape

@@ -1,0 +1,113 @@
+#include "halftape/core/tensor.h"
+
+#include "halftape/core/backend.h"
+#include "halftape/core/check.h"
+
+namespace halftape {
+
+Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
+  std::int64_t bytes = 0;
+  if (__builtin_mul_overflow(shape.count(), std::int64_t{size_of(dtype)}, &bytes)) {
+    throw_error<ShapeError>("tensor: {} of {} needs more bytes than 64 bits can count. Fix: check the sizes passed.",
+                            shape, dtype);
+  }
+  Tensor result;
+  result.buffer_ = std::make_shared<Buffer>(bytes, device);
+  result.shape_ = shape;
+  result.dtype_ = dtype;
+  return result;
+}
+
+Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
+  Tensor result = empty(shape, dtype, device);
+  backend(device).fill(result.write(), value);
+  return result;
+}
+
+Tensor Tensor::from(const Shape& shape, std::span<const double> values, DType dtype) {
+  if (shape.count() != std::int64_t(values.size())) {
+    throw_error<ShapeError>("tensor: {} values for shape {}, need {}. Fix: pass one value per element.",
+                            values.size(), shape, shape.count());
+  }
+  Tensor result = empty(shape, dtype);
+  backend(Device::cpu()).cast(result.write(), {DType::f64, values.data(), shape.count()});
+  return result;
+}
+
+Array Tensor::write() {
+  stamp_.bump();
+  if (shares_storage()) {
+    auto own = std::make_shared<Buffer>(buffer_->bytes(), buffer_->device());
+    backend(device()).copy(own->data(), buffer_->data(), bytes());
+    buffer_ = std::move(own);
+  }
+  return {dtype_, buffer_ ? buffer_->data() : nullptr, buffer_ ? count() : 0};
+}
+
+void Tensor::require(const char* op, DType dtype) const {
+  if (!defined()) {
+    throw_error<ValueError>("{}: the tensor is undefined. Fix: make it with Tensor::empty, full or from.", op);
+  }
+  if (device() != Device::cpu()) {
+    throw_error<DeviceError>("{}: the tensor is on {}, need cpu; copies are never implicit. Fix: use to(Device::cpu()).",
+                             op, device().text());
+  }
+  if (dtype != dtype_) {
+    throw_error<DTypeError>("{}: the tensor is {}, asked for {}. Fix: use to(DType::{}) first.", op, dtype_, dtype,
+                            dtype);
+  }
+}
+
+double Tensor::item() const {
+  if (count() != 1 || !defined()) {
+    throw_error<ShapeError>("item: the tensor has shape {} with {} elements, need 1. Fix: reduce it, or use to_vector().",
+                            shape_, defined() ? count() : 0);
+  }
+  return to_vector()[0];
+}
+
+std::vector<double> Tensor::to_vector() const {
+  std::vector<double> result(defined() ? std::size_t(count()) : 0);
+  if (!result.empty()) {
+    const Tensor local = to(Device::cpu());
+    backend(Device::cpu()).cast({DType::f64, result.data(), count()}, local.array());
+  }
+  return result;
+}
+
+Tensor Tensor::to(DType dtype) const {
+  if (dtype == dtype_ || !defined()) {
+    return *this;
+  }
+  Tensor result = empty(shape_, dtype, device());
+  backend(device()).cast(result.write(), array());
+  return result;
+}
+
+Tensor Tensor::to(Device device) const {
+  if (!defined() || device == this->device()) {
+    return *this;
+  }
+  Tensor result = empty(shape_, dtype_, device);
+  const Device mover = device.kind == Device::Kind::cuda ? device : this->device();
+  backend(mover).copy(result.write().data, data(), bytes());
+  return result;
+}
+
+Tensor Tensor::reshaped(const Shape& shape) const {
+  if (shape.count() != count()) {
+    throw_error<ShapeError>("reshape: {} has {} elements, {} needs {}. Fix: keep the number of elements.", shape_,
+                            count(), shape, shape.count());
+  }
+  Tensor result = *this;
+  result.shape_ = shape;
+  return result;
+}
+
+Tensor Tensor::clone() const {
+  Tensor result = *this;
+  result.write();
+  return result;
+}
+
+}  // namespace halftape

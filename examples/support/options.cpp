@@ -1,0 +1,329 @@
+#include "examples/support/options.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <memory>
+
+namespace halftape::examples {
+namespace {
+
+namespace fs = std::filesystem;
+
+// One flag on the command line: CLI11 collects the text, `accept` checks and stores it.
+struct Slot {
+  std::string name;
+  std::string text;
+  std::function<void(const std::string&)> accept;
+  CLI::Option* option = nullptr;
+};
+
+std::string joined(const std::vector<std::string>& words) {
+  return fmt::format("{}", fmt::join(words, ", "));
+}
+
+class Parser {
+ public:
+  explicit Parser(const OptionSpec& spec) : spec_(spec), app_(spec.about, spec.example) {
+    options_ = spec.defaults;
+    if (options_.out.empty()) {
+      options_.out = "out/" + spec.example;
+    }
+    for (Flag flag : spec.flags) {
+      add_common(flag);
+    }
+    for (const OwnFlag& own : spec.own_flags) {
+      add_own(own);
+    }
+  }
+
+  Options parse(std::vector<std::string> arguments) {
+    std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
+    try {
+      app_.parse(arguments);
+    } catch (const CLI::CallForHelp&) {
+      throw HelpRequest(app_.help());
+    } catch (const CLI::ExtrasError&) {
+      unknown_argument();
+    } catch (const CLI::ParseError& error) {
+      throw UsageError(fmt::format(
+          "{0}: the command line cannot be read - got {1}, need each flag once and with one value. "
+          "Fix: see {0} --help.",
+          spec_.example, error.what()));
+    }
+    for (auto& slot : slots_) {
+      if (slot->option->count() > 0) {
+        slot->accept(slot->text);
+      }
+    }
+    return options_;
+  }
+
+  bool has(Flag flag) const {
+    return std::find(spec_.flags.begin(), spec_.flags.end(), flag) != spec_.flags.end();
+  }
+
+ private:
+  void add(const std::string& name, const std::string& help, const std::string& type,
+           const std::string& default_text, std::function<void(const std::string&)> accept) {
+    slots_.push_back(std::make_unique<Slot>());
+    Slot& slot = *slots_.back();
+    slot.name = name;
+    slot.accept = std::move(accept);
+    const std::string fallback = default_text.empty() ? "" : " (default " + default_text + ")";
+    slot.option = app_.add_option(name, slot.text, help + fallback)->type_name(type);
+  }
+
+  void add_choice(const std::string& name, const std::string& help, std::string* value,
+                  const std::vector<std::string>& choices) {
+    const std::string fallback = *value;
+    add(name, help + ": " + joined(choices), "NAME", fallback, [=, this](const std::string& text) {
+      if (std::find(choices.begin(), choices.end(), text) == choices.end()) {
+        throw UsageError(fmt::format("{}: unknown {} - got '{}', need one of {}. Fix: pass {} {}.",
+                                     spec_.example, name, text, joined(choices), name, fallback));
+      }
+      *value = text;
+    });
+  }
+
+  template <class T>
+  void add_number(const std::string& name, const std::string& help, T* value, T least,
+                  const std::string& default_text = "") {
+    const T fallback = *value;
+    const std::string shown = default_text.empty() ? fmt::format("{}", fallback) : default_text;
+    const std::string fix =
+        default_text.empty() ? fmt::format("pass {} {}", name, shown) : "leave " + name + " out";
+    add(name, help, "N", shown, [=, this](const std::string& text) {
+      T parsed{};
+      const char* end = text.data() + text.size();
+      const auto [stop, error] = std::from_chars(text.data(), end, parsed);
+      const char* kind = std::is_integral_v<T> ? "whole number" : "number";
+      const std::string bound = std::is_signed_v<T> && least == std::numeric_limits<T>::lowest()
+                                    ? std::string()
+                                    : fmt::format(" of at least {}", least);
+      // A minus sign makes an unsigned number unreadable, but the reason is its range.
+      const bool negative = std::is_unsigned_v<T> && text.size() > 1 && text[0] == '-' &&
+                            text.find_first_not_of("0123456789", 1) == std::string::npos;
+      const bool read = error == std::errc() && stop == end && std::isfinite(double(parsed));
+      if (read && parsed >= least) {
+        *value = parsed;
+        return;
+      }
+      std::string what = fmt::format("{} is not a {}", name, kind);
+      if (read || negative) {
+        what = name + " is too small";
+      } else if (error == std::errc::result_out_of_range && stop == end) {
+        what = name + " is too large";
+      }
+      throw UsageError(fmt::format("{}: {} - got '{}', need a {}{}. Fix: {}.", spec_.example, what,
+                                   text, kind, bound, fix));
+    });
+  }
+
+  void add_path(const std::string& name, const std::string& help, const std::string& type,
+                std::string* value) {
+    add(name, help, type, *value, [=, this](const std::string& text) {
+      if (text.empty()) {
+        throw UsageError(fmt::format("{}: {} is empty - got '', need a path. Fix: leave {} out.",
+                                     spec_.example, name, name));
+      }
+      *value = text;
+    });
+  }
+
+  void add_common(Flag flag) {
+    constexpr auto any = std::numeric_limits<std::int64_t>::lowest();
+    const std::int64_t one = 1;
+    Options& o = options_;
+    switch (flag) {
+      case Flag::precision:
+        return add_choice("--precision", "dtype of velocity and stored states", &o.precision,
+                          spec_.precisions);
+      case Flag::scaling:
+        return add_choice("--scaling", "scaling of the adjoint", &o.scaling, spec_.scalings);
+      case Flag::scale_exponent:
+        return add_number("--scale-exponent", "e of the scale 2^e where it is fixed",
+                          &o.scale_exponent, any);
+      case Flag::method:
+        return add_choice("--method", "Runge-Kutta method", &o.method, spec_.methods);
+      case Flag::steps:
+        return add_number("--steps", "time steps of one solve", &o.steps, one);
+      case Flag::iterations:
+        return add_number("--iterations", "optimiser steps", &o.iterations, one);
+      case Flag::batch:
+        return add_number("--batch", "samples in a batch", &o.batch, one);
+      case Flag::seed:
+        return add_number("--seed", "seed of the random numbers", &o.seed, std::uint64_t{0});
+      case Flag::threads:
+        return add_number("--threads", "CPU threads", &o.threads, one,
+                          o.threads == 0 ? "all cores" : "");
+      case Flag::device:
+        return add_choice("--device", "where to compute", &o.device, spec_.devices);
+      case Flag::out:
+        return add_path("--out", "folder for the pictures", "DIR", &o.out);
+      case Flag::json:
+        return add_path("--json", "write the figures to this file", "FILE", &o.json);
+      case Flag::resume:
+        return add_path("--resume", "continue from this checkpoint", "FILE", &o.resume);
+    }
+  }
+
+  void add_own(const OwnFlag& own) {
+    if (auto* const* integer = std::get_if<std::int64_t*>(&own.value)) {
+      add_number(own.name, own.help, *integer, static_cast<std::int64_t>(own.least));
+    } else if (auto* const* real = std::get_if<double*>(&own.value)) {
+      add_number(own.name, own.help, *real, own.least);
+    } else if (own.choices.empty()) {
+      add_path(own.name, own.help, "TEXT", std::get<std::string*>(own.value));
+    } else {
+      add_choice(own.name, own.help, std::get<std::string*>(own.value), own.choices);
+    }
+  }
+
+  [[noreturn]] void unknown_argument() {
+    std::vector<std::string> names;
+    for (const auto& slot : slots_) {
+      names.push_back(slot->name);
+    }
+    names.push_back("--help");
+    throw UsageError(
+        fmt::format("{0}: unknown argument - got '{1}', need one of {2}. Fix: see {0} --help.",
+                    spec_.example, app_.remaining().front(), joined(names)));
+  }
+
+  const OptionSpec& spec_;
+  CLI::App app_;
+  Options options_;
+  std::vector<std::unique_ptr<Slot>> slots_;
+};
+
+// "" when a folder exists or can be created there, otherwise the system's reason.
+std::string why_not_writable(fs::path folder) {
+  folder = fs::absolute(folder);
+  std::error_code error;
+  while (!fs::exists(folder, error)) {
+    if (error) {
+      return error.message();
+    }
+    folder = folder.parent_path();
+  }
+  if (!fs::is_directory(folder)) {
+    return std::strerror(ENOTDIR);
+  }
+  return access(folder.c_str(), W_OK | X_OK) == 0 ? "" : std::strerror(errno);
+}
+
+// Folders made for this run; removed again unless every output can be written.
+class NewFolders {
+ public:
+  ~NewFolders() {
+    std::error_code error;
+    for (auto folder = created_.rbegin(); folder != created_.rend(); ++folder) {
+      fs::remove(*folder, error);
+    }
+  }
+
+  void keep() { created_.clear(); }
+
+  // Creates the folder and shows that a file can be made in it: access() says yes to root where
+  // the file system says no. "" or the system's reason.
+  std::string create(const fs::path& folder) {
+    std::error_code error;
+    std::vector<fs::path> missing;
+    for (fs::path p = fs::absolute(folder).lexically_normal(); !fs::exists(p, error);
+         p = p.parent_path()) {
+      missing.push_back(p);
+    }
+    for (auto p = missing.rbegin(); p != missing.rend(); ++p) {
+      if (p->has_filename() && fs::create_directory(*p, error)) {
+        created_.push_back(*p);
+      } else if (error) {
+        return error.message();
+      }
+    }
+    std::string probe = (folder / ".halftape-XXXXXX").string();
+    const int file = mkstemp(probe.data());
+    if (file < 0) {
+      return std::strerror(errno);
+    }
+    close(file);
+    unlink(probe.c_str());
+    return "";
+  }
+
+ private:
+  std::vector<fs::path> created_;
+};
+
+void prepare_outputs(const OptionSpec& spec, const Options& options, bool uses_out) {
+  NewFolders folders;
+  std::string reason;
+  if (uses_out) {
+    reason = why_not_writable(options.out);
+    reason = reason.empty() ? folders.create(options.out) : reason;
+    if (!reason.empty()) {
+      throw UsageError(fmt::format(
+          "{}: the output folder cannot be written - got '{}' ({}), need a folder this user may "
+          "write. Fix: pass --out with another folder.",
+          spec.example, options.out, reason));
+    }
+  }
+  if (!options.json.empty()) {
+    const fs::path file = options.json;
+    const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
+    reason = why_not_writable(folder);
+    std::error_code error;
+    if (reason.empty() && (fs::is_directory(file, error) || !file.has_filename())) {
+      reason = std::strerror(EISDIR);
+    }
+    reason = reason.empty() ? folders.create(folder) : reason;
+    if (!reason.empty()) {
+      throw UsageError(fmt::format(
+          "{}: the JSON file cannot be written - got '{}' ({}), need a file in a folder this user "
+          "may write. Fix: pass --json with another path.",
+          spec.example, options.json, reason));
+    }
+  }
+  folders.keep();
+}
+
+}  // namespace
+
+Options parse_options(const OptionSpec& spec, const std::vector<std::string>& arguments) {
+  Parser parser(spec);
+  Options options = parser.parse(arguments);
+  prepare_outputs(spec, options, parser.has(Flag::out));
+  return options;
+}
+
+int run_example(const OptionSpec& spec, int argc, char** argv,
+                const std::function<void(const Options&)>& body) {
+  Options options;
+  try {
+    options = parse_options(spec, {argv + 1, argv + argc});
+  } catch (const HelpRequest& help) {
+    std::fputs(help.what(), stdout);
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
+  try {
+    body(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace halftape::examples

@@ -1,0 +1,84 @@
+// Command-line flags the examples have in common, checked before anything is computed or written.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace halftape::examples {
+
+struct Options {
+  std::string precision = "f16";
+  std::string scaling = "dynamic";
+  std::int64_t scale_exponent = 0;
+  std::string method = "rk4";
+  std::int64_t steps = 100;
+  std::int64_t iterations = 100;
+  std::int64_t batch = 32;
+  std::uint64_t seed = 0;
+  std::int64_t threads = 0;  // 0: every core
+  std::string device = "cpu";
+  std::string out = {};     // folder for pictures, default out/<example>
+  std::string json = {};    // empty: no JSON
+  std::string resume = {};  // empty: from the beginning
+};
+
+enum class Flag {
+  precision,
+  scaling,
+  scale_exponent,
+  method,
+  steps,
+  iterations,
+  batch,
+  seed,
+  threads,
+  device,
+  out,
+  json,
+  resume,
+};
+
+// A flag only one example has. The value pointed to is the default.
+struct OwnFlag {
+  std::string name = {};  // with its dashes
+  std::variant<std::int64_t*, double*, std::string*> value = {};
+  std::string help = {};
+  double least = 0;                       // for numbers
+  std::vector<std::string> choices = {};  // for texts; empty: any text
+};
+
+struct OptionSpec {
+  std::string example = {};
+  std::string about = {};  // one sentence for --help
+  std::vector<Flag> flags = {};
+  Options defaults = {};
+  std::vector<OwnFlag> own_flags = {};
+  std::vector<std::string> precisions = {"f64", "f32", "tf32", "f16", "bf16", "e5m2", "e4m3"};
+  std::vector<std::string> scalings = {"none", "fixed", "dynamic", "global"};
+  std::vector<std::string> methods = {"euler", "midpoint", "heun", "rk4", "rk38", "ssprk3"};
+  std::vector<std::string> devices = {"cpu"};
+};
+
+// The command line cannot be used; the text says why and what to type instead.
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+// --help was given; the text is the help.
+struct HelpRequest : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Checks every value and that --out and --json can be written, and creates their folders.
+// Throws UsageError or HelpRequest; leaves no new folder behind when it throws.
+Options parse_options(const OptionSpec& spec, const std::vector<std::string>& arguments);
+
+// main() of an example: exit code 0, 2 for a bad command line, 1 for an exception in body.
+// Errors are one line on standard error.
+int run_example(const OptionSpec& spec, int argc, char** argv,
+                const std::function<void(const Options&)>& body);
+
+}  // namespace halftape::examples

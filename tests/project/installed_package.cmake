@@ -1,0 +1,31 @@
+# Installs the build into an empty prefix, then configures, builds and runs tests/consumer there.
+set(work ${BINARY_DIR}/tests/installed_package)
+file(REMOVE_RECURSE ${work})
+
+function(run)
+  execute_process(COMMAND ${ARGV} RESULT_VARIABLE code OUTPUT_VARIABLE text ERROR_VARIABLE text)
+  if(NOT code EQUAL 0)
+    message(FATAL_ERROR "${ARGV}\n${text}")
+  endif()
+  message(STATUS "${text}")
+endfunction()
+
+run(${CMAKE_COMMAND} --install ${BINARY_DIR} --prefix ${work}/prefix)
+foreach(file include/halftape/core/version.h include/halftape/core/tensor.h)
+  if(NOT EXISTS ${work}/prefix/${file})
+    message(FATAL_ERROR "not installed: ${file}")
+  endif()
+endforeach()
+file(GLOB_RECURSE stray RELATIVE ${work}/prefix/include/halftape ${work}/prefix/include/halftape/*)
+set(inside ${stray})
+list(FILTER inside INCLUDE REGEX "/cpu_")
+list(FILTER stray EXCLUDE REGEX "^(core|autodiff|ode|nn)/[a-z0-9_]+\\.h$")
+list(APPEND stray ${inside})
+if(stray)
+  message(FATAL_ERROR "installed but not a public header: ${stray}")
+endif()
+
+run(${CMAKE_COMMAND} -S ${SOURCE_DIR}/tests/consumer -B ${work}/build -G ${GENERATOR}
+    -DCMAKE_CXX_COMPILER=${CXX_COMPILER} -DCMAKE_PREFIX_PATH=${work}/prefix)
+run(${CMAKE_COMMAND} --build ${work}/build --parallel 1)
+run(${work}/build/consumer)

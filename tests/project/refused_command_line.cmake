@@ -1,0 +1,32 @@
+# Runs PROGRAM with each unusable command line: exit code 2, one line on standard error in the form
+# `name: what - got A, need B. Fix: action.`, nothing on standard output, no file left.
+cmake_path(GET PROGRAM FILENAME name)
+file(REMOVE_RECURSE ${WORK})
+file(MAKE_DIRECTORY ${WORK})
+
+function(refuses)
+  execute_process(COMMAND ${PROGRAM} ${ARGV} WORKING_DIRECTORY ${WORK}
+                  RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE error)
+  set(form "^${name}: [^\n]+ - got [^\n]+, need [^\n]+\\. Fix: [^\n]+\\.\n$")
+  if(NOT code EQUAL 2 OR NOT output STREQUAL "" OR NOT error MATCHES "${form}")
+    message(FATAL_ERROR "${ARGV}: exit code ${code}\noutput: ${output}\nerror: ${error}")
+  endif()
+  file(GLOB_RECURSE left ${WORK}/*)
+  if(left)
+    message(FATAL_ERROR "${ARGV}: left behind ${left}")
+  endif()
+  message(STATUS "${error}")
+endfunction()
+
+refuses(--no-such-flag)
+refuses(nonsense)
+if(HAS_STEPS)
+  refuses(--steps 0 --out pictures --json figures.json)
+  refuses(--steps -5)
+  refuses(--steps many)
+  refuses(--steps)
+endif()
+if(HAS_FILES)
+  refuses(--out /proc/no_such_folder --json figures.json)
+  refuses(--out pictures --json /proc/no_such_folder/figures.json)
+endif()

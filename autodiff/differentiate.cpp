@@ -4,9 +4,16 @@
 #include "halftape/core/check.h"
 
 namespace halftape {
+namespace {
+
+bool has_no_gradient(const OpDef& op, std::size_t operand) {
+  return operand < 32 && (op.no_gradient >> operand & 1) != 0;
+}
+
+}  // namespace
 
 bool PullbackContext::wants(int k) const {
-  return wanted_[std::size_t(input(k))] && !(instruction_.op->no_gradient >> k & 1);
+  return wanted_[std::size_t(input(k))] && !has_no_gradient(*instruction_.op, std::size_t(k));
 }
 
 DType cotangent_dtype(const ValueInfo& value) {
@@ -68,7 +75,7 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
     bool any = false;
     const auto in = program.inputs_of(instruction);
     for (std::size_t k = 0; k < in.size(); ++k) {
-      any |= wanted[std::size_t(in[k])] && !(k < 32 && instruction.op->no_gradient >> k & 1);
+      any |= wanted[std::size_t(in[k])] && !has_no_gradient(*instruction.op, k);
     }
     for (const ValueId id : program.outputs_of(instruction)) {
       if (any && is_floating(program.type(id).dtype)) {

@@ -81,7 +81,7 @@ void pull_back_value(const OpDef& op, PullbackContext& context) {
     if (!context.wants(k)) {
       continue;
     }
-    const Shape& shape = context.type(context.input(k)).shape;
+    const Shape shape = context.type(context.input(k)).shape;  // emit moves values
     const DType dtype = context.cotangent_dtype(k);
     ValueId x_bar = y_bar;
     if (!(d.identity >> k & 1)) {

@@ -257,7 +257,7 @@ void pull_back_concatenate(const OpDef&, PullbackContext& context) {
   const int axis = context.attributes().axis;
   std::int64_t begin = 0;
   for (int k = 0; k < context.input_count(); ++k) {
-    const Shape& shape = context.type(context.input(k)).shape;
+    const Shape shape = context.type(context.input(k)).shape;  // emit moves values
     if (context.wants(k)) {
       Attributes attributes = with_shape(shape);
       attributes.offsets[std::size_t(axis)] = begin;

@@ -44,6 +44,10 @@ const Tensor* Gradients::find(const Parameter& parameter) const {
   return found == parameters_.end() ? nullptr : &by_leaf_.at(found->second);
 }
 
+Tensor* Gradients::find(const Parameter& parameter) {
+  return const_cast<Tensor*>(std::as_const(*this).find(parameter));
+}
+
 const Tensor& Gradients::operator[](const Parameter& parameter) const {
   const Tensor* gradient = find(parameter);
   if (gradient == nullptr) {

@@ -49,6 +49,7 @@ class Gradients {
   const Tensor& operator[](const Parameter& parameter) const;
   // nullptr when the tape did not use the parameter.
   const Tensor* find(const Parameter& parameter) const;
+  Tensor* find(const Parameter& parameter);  // to unscale or clip it in place
 
  private:
   friend class Tape;

@@ -59,7 +59,7 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, Attributes g
 void execute(const Program& program, const Instruction& instruction, std::span<Tensor> values) {
   constexpr std::size_t few = 8;  // more operands (odeint, concatenate) go to the heap
   const std::size_t count = std::size_t(instruction.input_count) + std::size_t(instruction.output_count);
-  std::array<Tensor*, few> local;
+  std::array<Tensor*, few> local{};
   std::vector<Tensor*> many(count > few ? count : 0);
   Tensor** const operands = count > few ? many.data() : local.data();
   const ValueId* ids = program.operands.data() + instruction.first_operand;

@@ -1,0 +1,62 @@
+// What happened in a solve: a status with step, time, op and remedy, and a per-step ledger of the
+// scaled backward pass.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace halftape {
+
+enum class Outcome : std::uint8_t {
+  ok,
+  model_not_finite,       // the velocity itself: no retry
+  compute_overflow,       // finite in H, not in L
+  stored_overflow,        // the state does not fit its stored format
+  derivative_not_finite,  // a VJP, still at the smallest scale or with scaling off
+};
+
+struct Status {
+  Outcome outcome = Outcome::ok;
+  int step = 0;
+  int steps = 0;
+  double t = 0;
+  int stage = 0;
+  std::string op;
+  std::string text;  // the whole message, as NumericError throws it
+
+  bool ok() const { return outcome == Outcome::ok; }
+};
+
+// One step of the backward pass.
+struct LedgerEntry {
+  int step = 0;
+  double t = 0;             // start of the step
+  int min_exponent = 0;     // of the scales 2^e used by its stage VJPs
+  int max_exponent = 0;
+  double max_magnitude = 0;      // largest scaled value in L
+  int retries = 0;               // VJPs done again after an overflow
+  std::int64_t underflows = 0;   // non-zero seed elements that became zero in L
+};
+
+struct SolveReport {
+  Status status;
+  int steps = 0;
+  std::int64_t evaluations = 0;           // forward: stages computed
+  std::int64_t backward_evaluations = 0;  // backward: stages recomputed
+  std::int64_t vjps = 0;                  // backward: stage VJPs, retries included
+  std::int64_t stored_bytes = 0;          // states kept for backward
+  std::vector<LedgerEntry> ledger;        // in the order of the backward pass
+
+  std::int64_t retries() const {
+    std::int64_t sum = 0;
+    for (const LedgerEntry& entry : ledger) {
+      sum += entry.retries;
+    }
+    return sum;
+  }
+  std::string table() const;  // the ledger as text
+  std::string csv() const;
+};
+
+}  // namespace halftape

@@ -12,7 +12,7 @@ struct PrecisionPolicy {
   DType compute = DType::f32;  // L: dtype of the inputs, of `low` ops and of the outputs
   DType high = DType::f32;     // dtype of `high` ops
   MatmulMode matmul = MatmulMode::ieee;
-  std::map<std::string, PrecisionClass, std::less<>> overrides;  // by op name
+  std::map<std::string, PrecisionClass, std::less<>> overrides{};  // by op name
   friend bool operator==(const PrecisionPolicy&, const PrecisionPolicy&) = default;
 };
 

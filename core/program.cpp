@@ -131,7 +131,9 @@ std::string print(const Program& program) {
                                          labels(program, program.inputs_of(instruction)));
     text += fmt::format("{:<44} {} {}\n", left, program.type(outputs[0]).dtype, program.type(outputs[0]).shape);
   }
-  text += fmt::format("outputs: {}\n", labels(program, program.outputs));
+  if (!program.outputs.empty()) {
+    text += fmt::format("outputs: {}\n", labels(program, program.outputs));
+  }
   return text;
 }
 

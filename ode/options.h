@@ -49,6 +49,7 @@ struct Scaling {
   int exponent = 0;             // fixed: e
   Overflow overflow = Overflow::fail;
   int headroom = 3;             // dynamic: aim at 2^-headroom of the format's maximum
+  int first_headroom = 7;       // the same for the first VJP, whose amplification is not known yet
   int min_exponent = -120;
   int max_exponent = 100;
   int max_retries = 60;         // per stage VJP

@@ -19,9 +19,18 @@ ScaledVjp::ScaledVjp(const Solve& solve)
   }
 }
 
-int ScaledVjp::exponent_for(double magnitude) const {
-  const int exponent = int(std::floor(std::log2(std::ldexp(max_, -scaling_.headroom) / magnitude)));
+int ScaledVjp::exponent_for(double magnitude, int headroom) const {
+  const int exponent = int(std::floor(std::log2(std::ldexp(max_, -headroom) / magnitude)));
   return std::clamp(exponent, scaling_.min_exponent, scaling_.max_exponent);
+}
+
+void ScaledVjp::aim() {
+  const double target = std::ldexp(max_, -scaling_.headroom);
+  if (step_magnitude_ > 0 && (step_magnitude_ < target / 2 || step_magnitude_ > target * 2)) {
+    const int change = int(std::floor(std::log2(target / step_magnitude_)));
+    exponent_ = std::clamp(exponent_ + change, scaling_.min_exponent, scaling_.max_exponent);
+    step_magnitude_ = std::ldexp(step_magnitude_, change);  // as the new scale would have had it
+  }
 }
 
 void ScaledVjp::begin_step(int step, double t) {
@@ -35,10 +44,8 @@ void ScaledVjp::end_step() {
   }
   entry_.max_magnitude = step_magnitude_;
   solve_.report->ledger.push_back(entry_);
-  const bool dynamic = scaling_.kind == Scaling::Kind::dynamic;
-  if (dynamic && step_magnitude_ > 0 && step_magnitude_ < std::ldexp(max_, -scaling_.headroom - 1)) {
-    const int growth = int(std::floor(std::log2(std::ldexp(max_, -scaling_.headroom) / step_magnitude_)));
-    exponent_ = std::min(exponent_ + growth, scaling_.max_exponent);
+  if (scaling_.kind == Scaling::Kind::dynamic) {
+    aim();
   }
 }
 
@@ -88,18 +95,19 @@ ScaledVjp::Product ScaledVjp::apply(Stage& stage, std::span<const Tensor> u, con
   if (finite && magnitude == 0) {
     return {};
   }
-  if (scaling_.kind == Scaling::Kind::dynamic) {
-    // The seed must fit; anything smaller is left to the growth rule.
-    if (!started_ || std::ldexp(magnitude, exponent_) > max_) {
-      exponent_ = exponent_for(magnitude);
-      started_ = true;
-    }
+  const bool dynamic = scaling_.kind == Scaling::Kind::dynamic;
+  const bool first = dynamic && !started_;
+  if (first) {
+    exponent_ = exponent_for(magnitude, scaling_.first_headroom);
+    started_ = true;
+  } else if (dynamic && std::ldexp(magnitude, exponent_) > max_) {  // the seed must fit
+    exponent_ = exponent_for(magnitude, scaling_.headroom);
   }
   int retries = 0;
   const double magnitude_before = step_magnitude_;
   const std::int64_t underflows_before = entry_.underflows;
   while (!run(stage, u, of_u)) {
-    if (scaling_.kind != Scaling::Kind::dynamic) {
+    if (!dynamic) {
       if (scaling_.overflow == Scaling::Overflow::propagate) {
         break;
       }
@@ -116,7 +124,11 @@ ScaledVjp::Product ScaledVjp::apply(Stage& stage, std::span<const Tensor> u, con
   entry_.retries += retries;
   entry_.min_exponent = std::min(entry_.min_exponent, exponent_);
   entry_.max_exponent = std::max(entry_.max_exponent, exponent_);
-  return {false, exponent_};
+  const int used = exponent_;
+  if (first) {
+    aim();
+  }
+  return {false, used};
 }
 
 void ScaledVjp::fail(Stage& stage, const Status& where, int retries) const {

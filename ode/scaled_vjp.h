@@ -1,9 +1,9 @@
 // Internal to ode/: a stage's vector-Jacobian product in L, on a cotangent scaled by S = 2^e.
 //
-// Dynamic scaling keeps headroom: with M the largest magnitude over the L tensors of the sweep, the
-// exponent starts at floor(log2(max_L / 2^headroom / M)) of the first seed, grows by powers of two
-// after a step with M < max_L / 2^(headroom + 1), and falls by one when a VJP overflows, which
-// repeats that VJP alone.
+// Dynamic scaling keeps headroom. M is the largest magnitude over the L tensors of a sweep. The
+// exponent starts at floor(log2(max_L / 2^first_headroom / M)) of the first seed; after that VJP, and
+// after every step, it moves by floor(log2(max_L / 2^headroom / M)) when M has left that target by
+// more than a factor 2, up or down. A VJP that overflows all the same is repeated alone with half S.
 #pragma once
 
 #include "halftape/ode/solve.h"
@@ -23,10 +23,11 @@ class ScaledVjp {
   Product apply(Stage& stage, std::span<const Tensor> u, const Status& where);
 
   void begin_step(int step, double t);
-  void end_step();  // may raise the exponent; appends to the ledger
+  void end_step();  // aims again; appends to the ledger
 
  private:
-  int exponent_for(double magnitude) const;
+  int exponent_for(double magnitude, int headroom) const;
+  void aim();  // back to the target, if the values of this step have left it
   bool run(Stage& stage, std::span<const Tensor> u, std::span<const Statistics> of_u);
   [[noreturn]] void fail(Stage& stage, const Status& where, int retries) const;
 

@@ -23,7 +23,7 @@ struct Tableau {
   const Tableau& validated() const;
 };
 
-// euler, midpoint, heun, ssprk3 (Shu and Osher), rk4 (classical), rk4_38 (3/8 rule); validated.
+// euler, midpoint, heun, ssprk3 (Shu and Osher), rk4 (classical), rk38 (3/8 rule); validated.
 std::span<const Tableau> tableaus();
 // By name; ValueError lists the known names.
 const Tableau& tableau(std::string_view name);

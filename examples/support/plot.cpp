@@ -211,7 +211,7 @@ std::string gnuplot_script(const Picture& picture, const std::string& name) {
   }
   out +=
       "set border 3 lc rgb '#606060'\nset grid lc rgb '#d8d8d8' lw 1\n"
-      "set tics nomirror out scale 0.5\nset key noenhanced samplen 2 spacing 1.1\n";
+      "set tics nomirror out scale 0.5\nset key noenhanced samplen 2 spacing 1.1 below\n";
   const std::string commands = draw_commands(picture, rows, columns, blocks);
   out += fmt::format(
       "set terminal pngcairo size {},{} font 'Sans,11' background 'white'\n"

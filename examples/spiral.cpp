@@ -1,0 +1,237 @@
+// Learns the spiral y' = y^3 A from noisy samples with a small net, in half precision.
+//
+// A = [[-0.1, 2], [-2, -0.1]], y^3 elementwise, y a row. Each iteration integrates a batch of short
+// windows of the data from their first points and compares with the points that follow.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "examples/support/options.h"
+#include "examples/support/plot.h"
+#include "examples/support/report.h"
+#include "halftape/nn/loss_scaler.h"
+#include "halftape/nn/losses.h"
+#include "halftape/nn/neural_ode.h"
+#include "halftape/nn/optimisers.h"
+
+using namespace halftape;
+using namespace halftape::examples;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+constexpr int points = 1000;
+constexpr double end_time = 25.0;
+constexpr double noise = 0.02;
+
+// y' = W2 tanh(W1 y^3 + b1) + b2
+struct Field {
+  Linear in, out;
+  explicit Field(Random& random, const LinearOptions& options = {.weight_initialiser = init::normal(0.0, 0.1),
+                                                                 .bias_initialiser = init::zeros})
+      : in(2, 50, random, options), out(50, 2, random, options) {
+    prefix_names("in", in.parameters());
+    prefix_names("out", out.parameters());
+  }
+  Var operator()(const Var& y) const { return out(tanh(in(pow(y, 3.0)))); }
+  Parameters parameters() const { return join({in.parameters(), out.parameters()}); }
+};
+
+Var true_field(const Var&, const Var& y) {
+  const Tensor a = Tensor::from({2, 2}, {-0.1, 2.0, -2.0, -0.1}, DType::f64);
+  return matmul(pow(y, 3.0), a);
+}
+
+// The exact trajectory in f64, and the same with noise: [points, 2] each, as rows.
+std::pair<std::vector<double>, std::vector<double>> make_data(Random& random) {
+  OdeOptions options;
+  options.precision = Precision::uniform(DType::f64);
+  options.gradient = GradientMethod::none;
+  options.substeps = 4;
+  Tape tape;
+  const Var y0 = tape.constant(Tensor::from({1, 2}, {2.0, 0.0}, DType::f64));
+  std::vector<double> exact =
+      odeint(true_field, y0, linspace(0, end_time, points - 1), {}, options).value()[0].value().to_vector();
+  std::vector<double> noisy(exact.size());
+  random.normal(DType::f64, noisy.data(), std::int64_t(noisy.size()), 0.0, noise);
+  for (std::size_t i = 0; i < noisy.size(); ++i) {
+    noisy[i] += exact[i];
+  }
+  return {exact, noisy};
+}
+
+Scaling scaling_of(const Options& options) {
+  if (options.scaling == "dynamic") {
+    return Scaling::dynamic();
+  }
+  if (options.scaling == "fixed") {
+    return Scaling::fixed(int(options.scale_exponent));
+  }
+  // global: overflows must reach the loss scaler as non-finite gradients
+  return Scaling::none(options.scaling == "global" ? Scaling::Overflow::propagate : Scaling::Overflow::fail);
+}
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+void run(const Options& options) {
+  if (options.steps >= points) {
+    throw UsageError(fmt::format("spiral: --steps {} is longer than the data, need at most {}. Fix: pass fewer steps.",
+                                 options.steps, points - 1));
+  }
+  if (options.threads > 0) {
+    set_threads(int(options.threads));
+  }
+  const Precision precision = Precision::parse(options.precision);
+  const DType high = precision.accumulate;
+  Random random(options.seed);
+  const auto [exact, data] = make_data(random);
+  OdeOptions ode_options;
+  ode_options.method = tableau(options.method);
+  ode_options.precision = precision;
+  ode_options.scaling = scaling_of(options);
+  NeuralOde ode(Field(random), ode_options);
+  Optimiser optimiser(ode.parameters(), RmsProp{.learning_rate = 1e-3});
+  LossScaler loss_scaler;
+
+  const auto times = linspace(0, end_time, points - 1);
+  const std::vector<double> window(times.begin(), times.begin() + options.steps + 1);
+  // Mean |error| of the whole trajectory from the first point, and that trajectory.
+  const auto evaluate = [&] {
+    Tape tape;
+    const Var y = ode(tape.constant(Tensor::from({1, 2}, {2.0, 0.0}, high)), times);
+    const Var loss = mae(reshape(y, {points, 2}), Tensor::from({points, 2}, data, high));
+    return std::pair{loss.value().item(), y.value().to_vector()};
+  };
+  const double loss_first = evaluate().first;
+
+  std::vector<double> iterations, losses, lowest, highest;
+  std::int64_t retries = 0, vjps = 0, stored_bytes = 0;
+  double seconds_forward = 0, seconds_backward = 0;
+  reset_peak_memory();
+  {
+    Progress progress("training", options.iterations);
+    for (std::int64_t iteration = 0; iteration < options.iterations; ++iteration) {
+      // Windows start at random points of the data: [batch, 2], then [steps + 1, batch, 2].
+      std::vector<std::int64_t> starts(std::size_t(options.batch));
+      random.integers(DType::i64, starts.data(), options.batch, 0, points - options.steps);
+      std::vector<double> y0, target;
+      for (std::int64_t k = 0; k <= options.steps; ++k) {
+        for (const std::int64_t start : starts) {
+          for (std::int64_t c = 0; c < 2; ++c) {
+            const double value = data[std::size_t((start + k) * 2 + c)];
+            target.push_back(value);
+            if (k == 0) {
+              y0.push_back(value);
+            }
+          }
+        }
+      }
+      if (iteration == options.iterations * 3 / 4) {
+        optimiser.set_learning_rate(1e-4);  // settle: the last quarter averages the noise out
+      }
+      const auto forward_start = Clock::now();
+      Tape tape;
+      const OdeResult result = ode.solve(tape.constant(Tensor::from({options.batch, 2}, y0, high)), window);
+      const Var y = result.value()[0];
+      const Var loss = mae(y, Tensor::from(y.shape(), target, high));
+      seconds_forward += seconds_since(forward_start);
+
+      const auto backward_start = Clock::now();
+      if (options.scaling == "global") {
+        Gradients gradients = tape.backward(loss_scaler.scale(loss));
+        if (loss_scaler.unscale(gradients, ode.parameters())) {
+          optimiser.step(gradients);
+        }
+        loss_scaler.update();
+      } else {
+        optimiser.step(tape.backward(loss));
+      }
+      seconds_backward += seconds_since(backward_start);
+
+      const SolveReport& report = result.report();
+      retries += report.retries();
+      vjps += report.vjps;
+      stored_bytes = report.stored_bytes;
+      iterations.push_back(double(iteration));
+      losses.push_back(loss.value().item());
+      const auto by_exponent = [](const LedgerEntry& a, const LedgerEntry& b) { return a.min_exponent < b.min_exponent; };
+      const auto [low, top] = std::minmax_element(report.ledger.begin(), report.ledger.end(), by_exponent);
+      lowest.push_back(low->min_exponent + (options.scaling == "global" ? loss_scaler.exponent() : 0));
+      highest.push_back(top->max_exponent + (options.scaling == "global" ? loss_scaler.exponent() : 0));
+      progress.update(iteration + 1, fmt::format("loss {:.4f}  scale 2^{:.0f}", losses.back(), highest.back()));
+    }
+  }
+  const std::int64_t peak_bytes = memory_stats().peak_bytes;
+  const auto [loss_last, learned] = evaluate();
+  const std::int64_t stored_f32 = options.batch * 2 * options.steps * size_of(DType::f32);
+  const double scale_low = *std::min_element(lowest.begin(), lowest.end());
+  const double scale_high = *std::max_element(highest.begin(), highest.end());
+
+  fmt::print("spiral: {} iterations of {} windows, {} steps of {} each, {} with {} scaling\n", options.iterations,
+             options.batch, options.steps, options.method, options.precision, options.scaling);
+  fmt::print("  loss over all {} points   {:.4f} -> {:.4f}\n", points, loss_first, loss_last);
+  fmt::print("  stored states            {} bytes (f32: {})\n", stored_bytes, stored_f32);
+  fmt::print("  scale                    2^{:.0f} .. 2^{:.0f}\n", scale_low, scale_high);
+  fmt::print("  retried stage VJPs       {} of {}\n", retries, vjps);
+  fmt::print("  time                     {:.1f} s forward, {:.1f} s backward\n", seconds_forward, seconds_backward);
+
+  const auto column = [](const std::vector<double>& rows, std::size_t c) {
+    std::vector<double> values;
+    for (std::size_t i = c; i < rows.size(); i += 2) {
+      values.push_back(rows[i]);
+    }
+    return values;
+  };
+  const auto learned_slope = [&](double x, double y) {
+    Tape tape;
+    const auto slope = ode.net()(tape.constant(Tensor::from({1, 2}, {x, y}, high))).value().to_vector();
+    return std::pair{slope[0], slope[1]};
+  };
+  const std::pair range{-2.4, 2.4};
+  Panel plane{.title = "data, learned trajectory, learned field", .x_label = "y_1", .y_label = "y_2"};
+  plane.series = {arrows(range, range, 17, learned_slope),
+                  {.label = "noisy samples", .x = column(data, 0), .y = column(data, 1), .mark = Mark::points},
+                  {.label = "learned", .x = column(learned, 0), .y = column(learned, 1)}};
+  plane.x_range = plane.y_range = range;
+  plane.aspect = Aspect::equal;
+  Panel loss{.title = "loss", .x_label = "iteration", .y_label = "mean |error| of the windows"};
+  loss.series = {{.x = iterations, .y = losses}};
+  loss.y_axis = Axis::log10;
+  Panel scale{.title = "adjoint scale", .x_label = "iteration", .y_label = "exponent e of S = 2^e"};
+  scale.series = {{.label = "largest", .x = iterations, .y = highest}, {.label = "least", .x = iterations, .y = lowest}};
+  if (write_picture({.title = fmt::format("Spiral, {}, {} scaling", options.precision, options.scaling),
+                     .panels = {plane, loss, scale}, .columns = 3},
+                    options.out, "spiral")) {
+    fmt::print("  picture                  {0}/spiral.png, {0}/spiral.svg\n", options.out);
+  }
+  if (!options.json.empty()) {
+    Json report = new_report("spiral", options, threads());
+    report["loss_first"] = loss_first;
+    report["loss_last"] = loss_last;
+    report["seconds_forward"] = seconds_forward;
+    report["seconds_backward"] = seconds_backward;
+    report["peak_bytes"] = peak_bytes;
+    report["stored_state_bytes"] = stored_bytes;
+    report["stored_state_bytes_f32"] = stored_f32;
+    report["scale_exponent_min"] = scale_low;
+    report["scale_exponent_max"] = scale_high;
+    report["retries"] = retries;
+    report["stage_vjps"] = vjps;
+    report["losses"] = losses;
+    write_json(options.json, report);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  OptionSpec spec{.example = "spiral", .about = "Learns a spiral from noisy samples in half precision."};
+  spec.flags = {Flag::precision, Flag::scaling, Flag::scale_exponent, Flag::method, Flag::steps, Flag::iterations,
+                Flag::batch,     Flag::seed,    Flag::threads,        Flag::device, Flag::out,   Flag::json};
+  spec.defaults.steps = 9;  // windows of ten points
+  spec.defaults.iterations = 2000;
+  spec.defaults.batch = 20;
+  return run_example(spec, argc, argv, run);
+}

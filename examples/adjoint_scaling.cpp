@@ -81,7 +81,7 @@ void draw(const Options& options, const std::vector<Run>& runs) {
   const auto limits = [&](Panel& panel) {
     panel.y_axis = Axis::log10;
     panel.series.push_back({.label = "f16 largest, 65504", .x = ends, .y = {65504, 65504}, .mark = Mark::dashed});
-    panel.series.push_back({.label = "f16 least normal, 2^{-14}", .x = ends, .y = {0x1p-14, 0x1p-14}, .mark = Mark::dashed});
+    panel.series.push_back({.label = "f16 least normal, 2^-14", .x = ends, .y = {0x1p-14, 0x1p-14}, .mark = Mark::dashed});
   };
   Panel state{.title = "state", .x_label = "t", .y_label = "|y|", .series = {{.label = "exact", .x = t, .y = exact}}};
   Panel slopes{.title = "slope", .x_label = "t", .y_label = "|y'|", .series = {{.label = "exact", .x = t, .y = exact_slope}}};

@@ -231,7 +231,7 @@ int main(int argc, char** argv) {
   spec.flags = {Flag::precision, Flag::scaling, Flag::scale_exponent, Flag::method, Flag::steps, Flag::iterations,
                 Flag::batch,     Flag::seed,    Flag::threads,        Flag::device, Flag::out,   Flag::json};
   spec.defaults.steps = 9;  // windows of ten points
-  spec.defaults.iterations = 2000;
+  spec.defaults.iterations = 4000;
   spec.defaults.batch = 20;
   return run_example(spec, argc, argv, run);
 }

@@ -45,7 +45,9 @@ struct Scaling {
   // loss scaler to notice.
   enum class Overflow : std::uint8_t { fail, propagate };
 
-  Kind kind = Kind::automatic;  // dynamic where L has a narrower exponent range than H, else none
+  // dynamic works where L has a narrower exponent range than f32; elsewhere it is none, since
+  // nothing is lost there. automatic: dynamic.
+  Kind kind = Kind::automatic;
   int exponent = 0;             // fixed: e
   Overflow overflow = Overflow::fail;
   int headroom = 3;             // dynamic: aim at 2^-headroom of the format's maximum

@@ -9,10 +9,9 @@ namespace halftape {
 
 ScaledVjp::ScaledVjp(const Solve& solve)
     : solve_(solve), scaling_(solve.options.scaling), max_(facts(solve.precision().compute).max) {
-  if (scaling_.kind == Scaling::Kind::automatic) {
-    const bool narrower = facts(solve.precision().compute).emin > facts(solve.high()).emin &&
-                          facts(solve.precision().compute).emax < facts(DType::f32).emax;
-    scaling_.kind = narrower ? Scaling::Kind::dynamic : Scaling::Kind::none;
+  if (scaling_.kind == Scaling::Kind::automatic || scaling_.kind == Scaling::Kind::dynamic) {
+    const bool narrow = facts(solve.precision().compute).emax < facts(DType::f32).emax;
+    scaling_.kind = narrow ? Scaling::Kind::dynamic : Scaling::Kind::none;  // f32's range loses nothing
   }
   if (scaling_.kind == Scaling::Kind::fixed) {
     exponent_ = scaling_.exponent;

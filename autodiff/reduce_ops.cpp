@@ -98,20 +98,21 @@ void pull_back_extreme(const OpDef&, PullbackContext& context) {
   if (!context.wants(0)) {
     return;
   }
-  const ValueId x = context.input(0);
+  const ValueId y = with_kept_axes(context, context.output());
   const ValueId y_bar = with_kept_axes(context, context.cotangent());
   const DType dtype = context.type(y_bar).dtype;
-  const ValueId hit = context.emit(ops::equal(), {x, with_kept_axes(context, context.output())});
-  Attributes as_number;
-  as_number.dtype = dtype;
-  const ValueId number = context.emit(ops::cast(), {hit}, as_number);
-  Attributes over_axes = as_number;
+  const DType wide = wider(dtype, DType::f32);  // half precision cannot count ties beyond 2048
+  const ValueId hit = context.emit(ops::equal(), {context.input(0), y});
+  Attributes over_axes;
+  over_axes.dtype = wide;
   over_axes.axes = context.attributes().axes;
   over_axes.keep_axes = true;
-  const ValueId ties = context.emit(ops::sum(), {number}, over_axes);
-  const ValueId share = context.emit(ops::div(), {y_bar, ties});
-  // Where nothing is equal to the extreme (NaN), ties is 0 and the share is not finite: NaN propagates.
-  context.add(0, context.emit(ops::where(), {hit, share, context.constant(0.0, dtype)}));
+  const ValueId ties = context.emit(ops::sum(), {context.cast(hit, dtype)}, over_axes);
+  const ValueId share = context.cast(context.emit(ops::div(), {context.cast(y_bar, wide), ties}), dtype);
+  // A NaN equals nothing: then every element gets the NaN.
+  const ValueId number = context.emit(ops::equal(), {y, y});
+  const ValueId rest = context.emit(ops::where(), {number, context.constant(0.0, dtype), context.cast(y, dtype)});
+  context.add(0, context.emit(ops::where(), {hit, share, rest}));
 }
 
 // --- logsumexp ---

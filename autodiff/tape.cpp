@@ -1,9 +1,52 @@
 #include "halftape/autodiff/tape.h"
 
+#include <algorithm>
+
 #include "halftape/autodiff/differentiate.h"
+#include "halftape/autodiff/op_list.h"
 #include "halftape/core/check.h"
 
 namespace halftape {
+
+namespace {
+
+// Takes back what was emitted since, unless it is kept: an instruction that throws leaves no trace.
+class Recording {
+ public:
+  Recording(Program& program, std::vector<Tensor>& values)
+      : program_(program),
+        tensors_(values),
+        values_(program.values.size()),
+        operands_(program.operands.size()),
+        attributes_(program.attributes.size()),
+        instructions_(program.instructions.size()),
+        constants_(program.constants.size()) {}
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+  ~Recording() {
+    if (!kept_) {
+      cut(program_.values, values_);
+      cut(program_.operands, operands_);
+      cut(program_.attributes, attributes_);
+      cut(program_.instructions, instructions_);
+      cut(program_.constants, constants_);
+      cut(tensors_, values_);
+    }
+  }
+  void keep() { kept_ = true; }
+
+ private:
+  template <class T>
+  static void cut(std::vector<T>& v, std::size_t size) {
+    v.erase(v.begin() + std::ptrdiff_t(std::min(size, v.size())), v.end());
+  }
+  Program& program_;
+  std::vector<Tensor>& tensors_;
+  std::size_t values_, operands_, attributes_, instructions_, constants_;
+  bool kept_ = false;
+};
+
+}  // namespace
 
 void Parameter::set_value(const Tensor& value) {
   if (value.shape() != data_->value.shape()) {
@@ -31,7 +74,7 @@ Tape& Var::tape() const {
 
 const Tensor& Gradients::operator[](const Var& leaf) const {
   const auto found = by_leaf_.find(leaf.id());
-  if (found == by_leaf_.end()) {
+  if (found == by_leaf_.end() || leaf.tape_ != tape_ || leaf.generation_ != generation_) {
     throw_error<ValueError>(
         "gradients: %{} is not a leaf of this tape. Fix: ask for a value made with tape.leaf or tape.parameter.",
         leaf.id());
@@ -139,11 +182,13 @@ std::vector<Var> Tape::record_all(const OpDef& op, std::span<const Var> inputs, 
                                values_[std::size_t(ids.back())].device().text());
     }
   }
+  Recording recording(program_, values_);
   const ValueId first = program_.emit(op, ids, std::move(attributes));
   values_.resize(program_.values.size());
   if (execute_ == Execute::yes) {
     execute(program_, program_.instructions.back(), values_);
   }
+  recording.keep();
   std::vector<Var> results;
   for (ValueId id = first; id < ValueId(program_.values.size()); ++id) {
     results.push_back(var(id));
@@ -223,6 +268,8 @@ Gradients Tape::backward(std::span<const Var> outputs, std::span<const Tensor> s
     }
   }
   Gradients result;
+  result.tape_ = this;
+  result.generation_ = generation_;
   for (std::size_t k = 0; k < leaves_.size(); ++k) {
     const ValueId id = derivative.cotangents[k];
     const ValueInfo& leaf = program_.info(leaves_[k]);
@@ -256,8 +303,18 @@ std::vector<Var> Tape::gradient(std::span<const Var> outputs, std::span<const Va
     wrt_ids.push_back(id_of("gradient", x));
   }
   const std::size_t first = program_.instructions.size();
-  std::vector<ValueId> cotangents = append_pullback(program_, output_ids, seed_ids, wrt_ids);
+  Recording recording(program_, values_);
+  for (std::size_t k = 0; k < seed_ids.size(); ++k) {
+    const DType dtype = cotangent_dtype(program_.info(output_ids[k]));
+    if (program_.type(seed_ids[k]).dtype != dtype) {
+      Attributes attributes;
+      attributes.dtype = dtype;
+      seed_ids[k] = program_.emit(ops::cast(), {seed_ids[k]}, std::move(attributes));
+    }
+  }
+  const std::vector<ValueId> cotangents = append_pullback(program_, output_ids, seed_ids, wrt_ids);
   execute_from(first);
+  recording.keep();
   std::vector<Var> result;
   for (std::size_t k = 0; k < wrt_ids.size(); ++k) {
     const ValueInfo& info = program_.info(wrt_ids[k]);
@@ -275,7 +332,8 @@ std::vector<Var> Tape::gradient(const Var& output, std::span<const Var> wrt) {
         "shape.",
         output.shape());
   }
-  const Var seed = constant(Tensor::full(output.shape(), 1.0, cotangent_dtype(program_.info(output.id()))));
+  const DType dtype = cotangent_dtype(program_.info(id_of("gradient", output)));
+  const Var seed = constant(Tensor::full(output.shape(), 1.0, dtype));
   return gradient({&output, 1}, {&seed, 1}, wrt);
 }
 

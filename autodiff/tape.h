@@ -36,6 +36,7 @@ class Var {
 
  private:
   friend class Tape;
+  friend class Gradients;
   Var(Tape* tape, ValueId id, int generation) : tape_(tape), id_(id), generation_(generation) {}
   Tape* tape_ = nullptr;
   ValueId id_ = no_value;
@@ -53,6 +54,8 @@ class Gradients {
 
  private:
   friend class Tape;
+  const Tape* tape_ = nullptr;  // for comparison only
+  int generation_ = 0;
   std::map<ValueId, Tensor> by_leaf_;
   std::map<const void*, ValueId> parameters_;
 };

@@ -6,7 +6,8 @@
 // Adding a struct to ScalarOps at the end makes its kernels, tape instruction, gradient and checks.
 //
 // Kinks: relu'(0) = abs'(0) = 0; ties of max / min share equally; NaN propagates; relu, where and
-// clamp select, they never multiply by zero.
+// clamp select, they never multiply by zero. Where x is NaN they return x * y_bar, not x: that is NaN
+// with either tangent, so derivatives of the pullback are NaN as well.
 #pragma once
 
 #include <cmath>
@@ -113,7 +114,7 @@ struct Abs : UnaryOp {
   static constexpr const char* name = "abs";
   HALFTAPE_VALUE(T x) { using std::fabs; return fabs(x); }
   HALFTAPE_PULLBACK(T x, T, T y_bar) {
-    return x > T(0) ? y_bar : x < T(0) ? -y_bar : x == T(0) ? T(0) : x;
+    return x > T(0) ? y_bar : x < T(0) ? -y_bar : x == T(0) ? T(0) : x * y_bar;
   }
 };
 
@@ -192,7 +193,7 @@ struct Softplus : HighUnaryOp {  // log(1 + e^x)
 struct Relu : UnaryOp {
   static constexpr const char* name = "relu";
   HALFTAPE_VALUE(T x) { return x > T(0) ? x : x <= T(0) ? T(0) : x; }
-  HALFTAPE_PULLBACK(T x, T, T y_bar) { return x > T(0) ? y_bar : x <= T(0) ? T(0) : x; }
+  HALFTAPE_PULLBACK(T x, T, T y_bar) { return x > T(0) ? y_bar : x <= T(0) ? T(0) : x * y_bar; }
 };
 
 struct Erf : UnaryOp {
@@ -259,7 +260,7 @@ struct Pow : BinaryOp {  // a^b; d/db is NaN for a < 0, as log(a) is
   HALFTAPE_VALUE(T a, T b) { using std::pow; return pow(a, b); }
   HALFTAPE_PULLBACK(T a, T b, T y, T y_bar) {
     if constexpr (I == 0) {
-      return b == T(0) ? T(0) : y_bar * b * apply<Pow>(a, b - T(1));
+      return a == T(0) && b == T(0) ? T(0) : y_bar * b * apply<Pow>(a, b - T(1));
     } else {
       return a == T(0) && b >= T(0) ? T(0) : y_bar * y * apply<Log>(a);
     }
@@ -272,7 +273,7 @@ struct Max : BinaryOp {
   HALFTAPE_PULLBACK(T a, T b, T y, T y_bar) {
     const bool mine = I == 0 ? a > b : b > a;
     const bool other = I == 0 ? a < b : b < a;
-    return mine ? y_bar : other ? T(0) : a == b ? T(0.5) * y_bar : y;
+    return mine ? y_bar : other ? T(0) : a == b ? T(0.5) * y_bar : y * y_bar;
   }
 };
 
@@ -282,7 +283,7 @@ struct Min : BinaryOp {
   HALFTAPE_PULLBACK(T a, T b, T y, T y_bar) {
     const bool mine = I == 0 ? a < b : b < a;
     const bool other = I == 0 ? a > b : b > a;
-    return mine ? y_bar : other ? T(0) : a == b ? T(0.5) * y_bar : y;
+    return mine ? y_bar : other ? T(0) : a == b ? T(0.5) * y_bar : y * y_bar;
   }
 };
 
@@ -329,7 +330,7 @@ struct Clamp : ScalarOp {  // min(max(x, low), high); at a bound the gradient go
   HALFTAPE_VALUE(T x, T low, T high) { return x < low ? low : x > high ? high : x; }
   HALFTAPE_PULLBACK(T x, T low, T high, T, T y_bar) {
     const int active = x < low ? 1 : x > high ? 2 : 0;
-    return x != x ? x : active == I ? y_bar : T(0);
+    return x != x ? x * y_bar : active == I ? y_bar : T(0);
   }
 };
 

@@ -120,17 +120,8 @@ class Sweep {
     }
     k_.assign(std::size_t(m.stages()), {});
     for (int s = 0; s < m.stages(); ++s) {
-      std::vector<std::vector<Term>> terms(y_.size());
-      for (std::size_t c = 0; c < y_.size(); ++c) {
-        terms[c].push_back({1.0, y_[c]});
-        for (int j = 0; j < s; ++j) {
-          if (m.a[std::size_t(s)][std::size_t(j)] != 0) {
-            terms[c].push_back({h * m.a[std::size_t(s)][std::size_t(j)], k_[std::size_t(j)][c]});
-          }
-        }
-      }
       Stage& stage = stages_[std::size_t(s)];
-      stage.evaluate(grid_.t(i) + m.c[std::size_t(s)] * h, terms);
+      stage.evaluate(grid_.t(i) + m.c[std::size_t(s)] * h, increments(h, m.a[std::size_t(s)], k_, y_));
       ++solve_.report->backward_evaluations;
       for (int c = 0; c < int(y_.size()); ++c) {
         k_[std::size_t(s)].push_back(stage.slope(c));
@@ -347,24 +338,23 @@ SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
     std::vector<std::vector<Tensor>> k(std::size_t(m.stages()));
     std::vector<std::vector<Tensor>> v(std::size_t(m.stages()));
     std::vector<double> factor(std::size_t(m.stages()));
-    const auto combine = [&](std::size_t c, int s, const std::vector<double>& weights, bool adjoint) {
-      std::vector<Term> terms{{1.0, adjoint ? a[c] : y[c]}};
-      for (int j = 0; j < s; ++j) {
-        const std::size_t sj = std::size_t(j);
-        if (weights[sj] != 0 && (!adjoint || v[sj][c].defined())) {
-          terms.push_back(adjoint ? Term{-h * weights[sj] * factor[sj], v[sj][c]} : Term{h * weights[sj], k[sj][c]});
+    // a' = -(df/dy)^T a, so the products enter with a minus sign.
+    const auto adjoint_terms = [&](std::size_t c, std::span<const double> weights) {
+      std::vector<Term> terms;
+      for (std::size_t j = 0; j < weights.size(); ++j) {
+        if (weights[j] != 0 && v[j][c].defined()) {
+          terms.push_back({-h * weights[j] * factor[j], v[j][c]});
         }
       }
+      terms.push_back({1.0, a[c]});
       return terms;
     };
     for (int s = 0; s < m.stages(); ++s) {
       Stage& stage = stages[std::size_t(s)];
-      std::vector<std::vector<Term>> terms;
       for (std::size_t c = 0; c < components; ++c) {
-        terms.push_back(combine(c, s, m.a[std::size_t(s)], false));
-        cpu_backend().linear_combination(a_stage[c].write(), combine(c, s, m.a[std::size_t(s)], true), solve.high());
+        cpu_backend().linear_combination(a_stage[c].write(), adjoint_terms(c, m.a[std::size_t(s)]), solve.high());
       }
-      stage.evaluate(grid.t(i + 1) + m.c[std::size_t(s)] * h, terms);
+      stage.evaluate(grid.t(i + 1) + m.c[std::size_t(s)] * h, increments(h, m.a[std::size_t(s)], k, y));
       ++solve.report->backward_evaluations;
       const ScaledVjp::Product product =
           scaled.apply(stage, a_stage, {Outcome::ok, i, grid.steps(), stage.t(), s, {}, {}});
@@ -378,10 +368,10 @@ SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
         theta.add(stage, -h * m.b[std::size_t(s)] * factor[std::size_t(s)]);
       }
     }
+    const auto y_terms = increments(h, m.b, k, y);
     for (std::size_t c = 0; c < components; ++c) {
-      const auto y_terms = combine(c, m.stages(), m.b, false);
-      const auto a_terms = combine(c, m.stages(), m.b, true);
-      cpu_backend().linear_combination(y[c].write(), y_terms, solve.high());
+      const auto a_terms = adjoint_terms(c, m.b);
+      cpu_backend().linear_combination(y[c].write(), y_terms[c], solve.high());
       cpu_backend().linear_combination(a[c].write(), a_terms, solve.high());
     }
     scaled.end_step();

@@ -143,6 +143,20 @@ bool Stage::finite_in_high(std::span<const std::vector<Term>> terms) const {
   return !high.first_nonfinite();
 }
 
+std::vector<std::vector<Term>> increments(double h, std::span<const double> weights,
+                                          std::span<const std::vector<Tensor>> k, std::span<const Tensor> y) {
+  std::vector<std::vector<Term>> terms(y.size());
+  for (std::size_t c = 0; c < y.size(); ++c) {
+    for (std::size_t j = 0; j < weights.size(); ++j) {
+      if (weights[j] != 0) {
+        terms[c].push_back({h * weights[j], k[j][c]});
+      }
+    }
+    terms[c].push_back({1.0, y[c]});
+  }
+  return terms;
+}
+
 // --- Stepper ---
 
 Stepper::Stepper(const Solve& solve, const SolveInputs& inputs)
@@ -154,25 +168,11 @@ Stepper::Stepper(const Solve& solve, const SolveInputs& inputs)
   k_.resize(std::size_t(solve.options.method.stages()));
 }
 
-std::vector<std::vector<Term>> Stepper::stage_terms(const std::vector<Tensor>& y, double h, int s) const {
-  const Tableau& m = solve_.options.method;
-  std::vector<std::vector<Term>> terms(y.size());
-  for (std::size_t c = 0; c < y.size(); ++c) {
-    terms[c].push_back({1.0, y[c]});
-    for (int j = 0; j < s; ++j) {
-      if (m.a[std::size_t(s)][std::size_t(j)] != 0) {
-        terms[c].push_back({h * m.a[std::size_t(s)][std::size_t(j)], k_[std::size_t(j)][c]});
-      }
-    }
-  }
-  return terms;
-}
-
 bool Stepper::step(const Grid& grid, int i) {
   const Tableau& m = solve_.options.method;
   const double h = grid.h(i);
   for (int s = 0; s < m.stages(); ++s) {
-    stage_.evaluate(grid.t(i) + m.c[std::size_t(s)] * h, stage_terms(y_, h, s));
+    stage_.evaluate(grid.t(i) + m.c[std::size_t(s)] * h, increments(h, m.a[std::size_t(s)], k_, y_));
     std::vector<Tensor>& k = k_[std::size_t(s)];
     k.clear();
     for (int c = 0; c < int(y_.size()); ++c) {
@@ -180,14 +180,9 @@ bool Stepper::step(const Grid& grid, int i) {
     }
   }
   bool finite = true;
+  const auto terms = increments(h, m.b, k_, y_);
   for (std::size_t c = 0; c < y_.size(); ++c) {
-    std::vector<Term> terms{{1.0, y_[c]}};
-    for (int s = 0; s < m.stages(); ++s) {
-      if (m.b[std::size_t(s)] != 0) {
-        terms.push_back({h * m.b[std::size_t(s)], k_[std::size_t(s)][c]});
-      }
-    }
-    cpu_backend().linear_combination(next_[c].write(), terms, solve_.high());
+    cpu_backend().linear_combination(next_[c].write(), terms[c], solve_.high());
     finite &= cpu_backend().statistics(next_[c]).finite();
   }
   if (finite) {
@@ -219,7 +214,7 @@ Status Stepper::diagnose(const Grid& grid, int i) {
   const double h = grid.h(i);
   Status status{Outcome::model_not_finite, i, grid.steps(), grid.t(i), 0, "update", {}};
   for (int s = 0; s < m.stages(); ++s) {
-    const auto terms = stage_terms(y_, h, s);
+    const auto terms = increments(h, m.a[std::size_t(s)], k_, y_);
     stage_.evaluate(grid.t(i) + m.c[std::size_t(s)] * h, terms);
     k_[std::size_t(s)].clear();
     bool finite = true;

@@ -105,15 +105,18 @@ std::vector<std::vector<Var>> solve_on_tape(const Solve& solve, const State& y0,
     save(i);
     const Var h = points[std::size_t(i) + 1] - points[std::size_t(i)];
     std::vector<std::vector<Var>> k;
-    // y + sum_j (h weight_j) k_j in H, in the order the integrator adds.
+    // sum_j (h weight_j) k_j + y in H, in the order the integrator adds.
     const auto combine = [&](std::size_t c, std::span<const double> weights) {
-      Var sum = as(y[c], high);
+      Var sum;
+      bool empty = true;
       for (std::size_t j = 0; j < k.size(); ++j) {
         if (weights[j] != 0) {
-          sum = sum + as(h * weights[j], high) * as(k[j][c], high);
+          const Var term = as(h * weights[j], high) * as(k[j][c], high);
+          sum = empty ? term : sum + term;
+          empty = false;
         }
       }
-      return sum;
+      return empty ? as(y[c], high) : sum + as(y[c], high);
     };
     for (int s = 0; s < m.stages(); ++s) {
       const Var t = m.c[std::size_t(s)] == 0 ? points[std::size_t(i)] : points[std::size_t(i)] + m.c[std::size_t(s)] * h;

@@ -64,8 +64,7 @@ class Stage {
   enum class Kind { forward, vjp };
   Stage(const Solve& solve, const SolveInputs& inputs, Kind kind);
 
-  // Y_s = y + h sum_j coefficient_j k_j for each component, rounded once to L; then the velocity.
-  // terms[c]: y first, then the slopes.
+  // The velocity at a point given as a sum of terms per component (increments), rounded once to L.
   void evaluate(double t, std::span<const std::vector<Term>> terms);
   Tensor slope(int component) const;
 
@@ -89,6 +88,11 @@ class Stage {
 ConstArray row(const Tensor& stored, std::int64_t index);
 Array row(Tensor& stored, std::int64_t index);
 
+// h sum_j weights_j k_j + y for each component, y last: the increment is formed before it meets the
+// larger state, so a step rounds the state once.
+std::vector<std::vector<Term>> increments(double h, std::span<const double> weights,
+                                          std::span<const std::vector<Tensor>> k, std::span<const Tensor> y);
+
 // Carries y from step to step; used by the forward pass and to recompute between stored states.
 class Stepper {
  public:
@@ -103,7 +107,6 @@ class Stepper {
   Status diagnose(const Grid& grid, int i);
 
  private:
-  std::vector<std::vector<Term>> stage_terms(const std::vector<Tensor>& y, double h, int s) const;
   const Solve& solve_;
   Stage stage_;
   std::vector<Tensor> y_, next_;

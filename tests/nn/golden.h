@@ -19,8 +19,8 @@ inline nlohmann::json golden(const std::string& name) {
 
 inline Tensor tensor_of(const nlohmann::json& values, const nlohmann::json& shape, DType dtype) {
   const auto sizes = shape.get<std::vector<std::int64_t>>();
-  return Tensor::from(Shape(std::span<const std::int64_t>(sizes)), values.get<std::vector<double>>(),
-                      dtype);
+  return Tensor::from(Shape(std::span<const std::int64_t>(sizes)),
+                      values.get<std::vector<double>>(), dtype);
 }
 
 // The largest |got - want| / max(1, |want|): goldens are of order 1 and may cross 0.

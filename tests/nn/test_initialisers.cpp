@@ -77,7 +77,9 @@ TEST_CASE("initialisers have PyTorch's bounds and standard deviations") {
 }
 
 TEST_CASE("a Linear layer starts with PyTorch's default weight and bias") {
-  for (const auto& c : golden("initialisers")["cases"]) {
+  const nlohmann::json cases = golden("initialisers")["cases"];
+  REQUIRE(cases.size() == 5);
+  for (const auto& c : cases) {
     Random random(17);
     std::vector<double> weight, bias;
     while (bias.size() < enough) {
@@ -111,8 +113,8 @@ TEST_CASE("one seed gives one set of weights, in every dtype, rounded") {
   const Shape shape{5, 7};
   for (const Initialiser& initialiser :
        {Initialiser(init::linear_default), Initialiser(init::xavier_uniform),
-        Initialiser(init::xavier_normal), Initialiser(init::he_uniform), Initialiser(init::he_normal),
-        init::normal(0, 1), init::uniform(-1, 1)}) {
+        Initialiser(init::xavier_normal), Initialiser(init::he_uniform),
+        Initialiser(init::he_normal), init::normal(0, 1), init::uniform(-1, 1)}) {
     Random a(9), b(9), c(9), other(10);
     const Tensor wide = initialiser(shape, DType::f64, a);
     CHECK(initialiser(shape, DType::f64, b).to_vector() == wide.to_vector());
@@ -125,10 +127,11 @@ TEST_CASE("one seed gives one set of weights, in every dtype, rounded") {
 
 TEST_CASE("a tensor without fans is an error that says what to use") {
   Random random(0);
-  CHECK_THROWS_WITH_AS(init::xavier_uniform({10}, DType::f32, random),
-                       "xavier_uniform: no fan to read - got shape [10], need [out, in, ..] with sizes "
-                       "above 0. Fix: use init::uniform, init::normal or init::zeros for this tensor.",
-                       ShapeError);
+  CHECK_THROWS_WITH_AS(
+      init::xavier_uniform({10}, DType::f32, random),
+      "xavier_uniform: no fan to read - got shape [10], need [out, in, ..] with sizes "
+      "above 0. Fix: use init::uniform, init::normal or init::zeros for this tensor.",
+      ShapeError);
   CHECK_THROWS_AS(init::he_normal({3, 0}, DType::f32, random), ShapeError);
   CHECK_THROWS_AS(init::he_uniform({3, 3}, DType::i32, random), DTypeError);
   CHECK_THROWS_AS(init::normal(0, -1)({3}, DType::f32, random), ValueError);

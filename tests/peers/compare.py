@@ -257,8 +257,8 @@ def report(f32, low, versions, skipped, command):
         f"- f16 and bf16 rows: errors are medians over the seeds, *ratio* is the median of ours / peer; at most "
         f"{RATIO_LIMIT} passes.",
         "- rk38 is the 3/8 rule (torchdiffeq's `rk4`), rk4 the classical method. rampde runs with its own defaults "
-        "(dynamic scaling in f16, none in bf16), its CUDA autocast redirected to the CPU "
-        "(`tests/peers/cuda_autocast_on_cpu.py`).",
+        "(dynamic scaling in f16, none in bf16), its CUDA autocast redirected to the CPU and its cast of the "
+        "inputs to f16 left out, in its favour (`tests/peers/cuda_autocast_on_cpu.py`).",
         "",
         table(
             [
@@ -378,7 +378,8 @@ def main():
     if our_side is None:
         print_peers_only(f32, low)
         return 0
-    command = f"python tests/peers/compare.py --program {os.path.relpath(arguments.program, ROOT)}"
+    program = os.path.relpath(arguments.program, ROOT)
+    command = f"python tests/peers/compare.py --program {'PROGRAM' if program.startswith('..') else program}"
     text = report(f32, low, our_side.versions | torch_side.versions, torch_side.skipped, command)
     out = pathlib.Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@
 
 For every case: the packages it names, and `reference`, a plain loop over the Butcher tableau in f64
 through which autograd differentiates (the same discretisation, so that only rounding differs).
-RAMPDE_PATH names a checkout of rampde when it is not installed. One thread, CPU only.
+RAMPDE_PATH names a checkout of rampde when it is not installed; RAMPDE_ORIGIN says in words what it
+holds when it has no git history. One thread, CPU only.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import importlib
 import json
 import math
 import os
+import pathlib
+import subprocess
 import sys
 import time
 
@@ -68,8 +71,24 @@ def load_rampde():
         with redirected():
             return importlib.import_module("rampde"), None
     except Exception as error:  # any failure of a foreign import is a reason to skip, never to stop
-        hint = f"RAMPDE_PATH={path}" if path else "set RAMPDE_PATH to a checkout, or install it"
-        return None, f"rampde cannot be imported ({type(error).__name__}: {error}; {hint})"
+        # The reason is printed in the table, which names no folder of this machine.
+        reason = str(error).replace(path, "RAMPDE_PATH") if path else str(error)
+        hint = "check RAMPDE_PATH" if path else "set RAMPDE_PATH to a checkout, or install it"
+        return None, f"rampde cannot be imported ({type(error).__name__}: {reason}; {hint})"
+
+
+def rampde_origin():
+    """Which code ran: the version number alone does not tell a checkout from a release."""
+    path = os.environ.get("RAMPDE_PATH")
+    if not path:
+        return "installed by setup.sh"
+    if (pathlib.Path(path) / ".git").exists():
+        commit = subprocess.run(
+            ["git", "-C", path, "describe", "--always", "--dirty"], capture_output=True, text=True
+        )
+        if commit.returncode == 0:
+            return f"checkout at {commit.stdout.strip()}"
+    return os.environ.get("RAMPDE_ORIGIN", "a copy of unknown origin")
 
 
 def mean_abs(solution):
@@ -168,7 +187,8 @@ def main():
 
     versions = {"torch": torch.__version__, "torchdiffeq": torchdiffeq.__version__}
     if rampde:
-        versions["rampde"] = getattr(rampde, "__version__", "unknown")
+        version = getattr(rampde, "__version__", "unknown")
+        versions["rampde"] = f"{version} ({rampde_origin()})"
     results = []
     for number, case in enumerate(content["cases"], 1):
         # rampde forms no time gradients for a state with a batch axis.

@@ -137,19 +137,31 @@ std::string print(const Program& program) {
   return text;
 }
 
+namespace {
+
+std::string escaped(std::string_view text) {  // for a quoted Graphviz string
+  std::string result;
+  for (const char c : text) {
+    result += c == '"' || c == '\\' ? std::string{'\\', c} : std::string{c};
+  }
+  return result;
+}
+
+}  // namespace
+
 std::string graphviz(const Program& program) {
   std::string text = "digraph tape {\n  rankdir=LR;\n  node [shape=box, fontname=\"monospace\"];\n";
   for (std::size_t v = 0; v < program.values.size(); ++v) {
     const ValueInfo& value = program.values[v];
     if (value.role != Role::intermediate) {
       text += fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n", v,
-                          label(program, ValueId(v)), value.type.dtype, value.type.shape, name(value.role));
+                          escaped(label(program, ValueId(v))), value.type.dtype, value.type.shape, name(value.role));
     }
   }
   for (const Instruction& instruction : program.instructions) {
     for (const ValueId out : program.outputs_of(instruction)) {
       const ValueInfo& value = program.info(out);
-      text += fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out, label(program, out), instruction.op->name,
+      text += fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out, escaped(label(program, out)), instruction.op->name,
                           value.type.dtype, value.type.shape, name(value.role));
       for (const ValueId in : program.inputs_of(instruction)) {
         text += fmt::format("  v{} -> v{};\n", in, out);

@@ -6,8 +6,8 @@
 // Adding a struct to ScalarOps at the end makes its kernels, tape instruction, gradient and checks.
 //
 // Kinks: relu'(0) = abs'(0) = 0; ties of max / min share equally; NaN propagates; relu, where and
-// clamp select, they never multiply by zero. Where x is NaN they return x * y_bar, not x: that is NaN
-// with either tangent, so derivatives of the pullback are NaN as well.
+// clamp select, they never multiply by zero. Where a NaN comes in they return NaN * y_bar, which
+// unlike NaN itself has a NaN for its derivative too.
 #pragma once
 
 #include <cmath>
@@ -324,13 +324,13 @@ struct Where : ScalarOp {  // condition ? a : b
   }
 };
 
-struct Clamp : ScalarOp {  // min(max(x, low), high); at a bound the gradient goes to x
+struct Clamp : ScalarOp {  // min(max(x, low), high), as NumPy does it; at a bound the gradient goes to x
   static constexpr const char* name = "clamp";
   static constexpr int arity = 3;
-  HALFTAPE_VALUE(T x, T low, T high) { return x < low ? low : x > high ? high : x; }
-  HALFTAPE_PULLBACK(T x, T low, T high, T, T y_bar) {
-    const int active = x < low ? 1 : x > high ? 2 : 0;
-    return x != x ? x * y_bar : active == I ? y_bar : T(0);
+  HALFTAPE_VALUE(T x, T low, T high) { return Min::value(Max::value(x, low), high); }
+  HALFTAPE_PULLBACK(T x, T low, T high, T y, T y_bar) {
+    const int active = (x < low ? low : x) > high ? 2 : x < low ? 1 : 0;
+    return y != y ? y * y_bar : active == I ? y_bar : T(0);
   }
 };
 

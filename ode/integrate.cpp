@@ -48,6 +48,22 @@ Array row(Tensor& stored, std::int64_t index) {
   return {all.dtype, static_cast<char*>(all.data) + index * n * size_of(all.dtype), n};
 }
 
+void require_same_parameters(const Solve& solve, const VelocityPlan& plan, double t) {
+  if (plan.parameters != solve.parameters) {
+    const auto names = [](const std::vector<Parameter>& parameters) {
+      std::vector<std::string> result;
+      for (const Parameter& parameter : parameters) {
+        result.push_back(parameter.name());
+      }
+      return result.empty() ? std::string("none") : fmt::format("{}", fmt::join(result, ", "));
+    };
+    throw_error<ValueError>(
+        "odeint: with retrace = every_call the velocity used the parameters {} at t = {}, {} at the start. Fix: use the "
+        "same modules in the same order on every path.",
+        names(plan.parameters), t, names(solve.parameters));
+  }
+}
+
 // --- Stage ---
 
 Stage::Stage(const Solve& solve, const SolveInputs& inputs, Kind kind)
@@ -86,12 +102,7 @@ void Stage::evaluate(double t, std::span<const std::vector<Term>> terms) {
     plan_ = std::make_shared<const VelocityPlan>(
         solve_.velocity.plan_at(solve_.types, Tensor::scalar(t, solve_.high()), y,
                                 std::span(inputs_.theta).first(solve_.types.theta.size())));
-    if (plan_->theta.size() != inputs_.theta.size()) {
-      throw_error<ValueError>(
-          "odeint: with retrace = every_call the velocity used {} parameters at t = {}, {} at the start. Fix: use the same "
-          "modules on every path.",
-          plan_->theta.size(), t, inputs_.theta.size());
-    }
+    require_same_parameters(solve_, *plan_, t);
     replay_ = std::make_unique<Replay>(kind_ == Kind::forward ? plan_->forward : plan_->vjp);
     for (std::size_t p = 0; p < plan_->theta.size(); ++p) {
       replay_->set(plan_->theta[p], inputs_.theta[p]);

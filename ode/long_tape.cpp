@@ -134,6 +134,7 @@ std::vector<std::vector<Var>> solve_on_tape(const Solve& solve, const State& y0,
         }
         plan = std::make_shared<const VelocityPlan>(
             solve.velocity.plan_at(solve.types, as(t, high).value(), values, theta_values));
+        require_same_parameters(solve, *plan, t.value().item());
         velocity = std::make_unique<Inlined>(tape, *plan, theta);
       }
       k.push_back(velocity->evaluate(as(t, high), point));

@@ -332,8 +332,9 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, 
     plan = std::make_shared<const VelocityPlan>(velocity.plan_at(
         solve->types, Tensor::scalar(t.value().to_vector()[0], high), y_values, theta_values));
   }
+  solve->parameters = plan->parameters;
   std::vector<Var> all_theta(theta.begin(), theta.end());
-  for (const Parameter& parameter : plan->parameters) {
+  for (const Parameter& parameter : solve->parameters) {
     require_finite(fmt::format("parameter '{}'", parameter.name()), parameter.value());
     all_theta.push_back(tape.parameter(parameter));
   }

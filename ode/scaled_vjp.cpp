@@ -19,16 +19,19 @@ ScaledVjp::ScaledVjp(const Solve& solve)
 }
 
 int ScaledVjp::exponent_for(double magnitude, int headroom) const {
-  const int exponent = int(std::floor(std::log2(std::ldexp(max_, -headroom) / magnitude)));
-  return std::clamp(exponent, scaling_.min_exponent, scaling_.max_exponent);
+  return int(std::floor(std::log2(std::ldexp(max_, -headroom) / magnitude)));
+}
+
+void ScaledVjp::move_to(int exponent) {
+  exponent = std::clamp(exponent, scaling_.min_exponent, scaling_.max_exponent);
+  step_magnitude_ = std::ldexp(step_magnitude_, exponent - exponent_);
+  exponent_ = exponent;
 }
 
 void ScaledVjp::aim() {
   const double target = std::ldexp(max_, -scaling_.headroom);
   if (step_magnitude_ > 0 && (step_magnitude_ < target / 2 || step_magnitude_ > target * 2)) {
-    const int change = int(std::floor(std::log2(target / step_magnitude_)));
-    exponent_ = std::clamp(exponent_ + change, scaling_.min_exponent, scaling_.max_exponent);
-    step_magnitude_ = std::ldexp(step_magnitude_, change);  // as the new scale would have had it
+    move_to(exponent_ + exponent_for(step_magnitude_, scaling_.headroom));
   }
 }
 
@@ -41,7 +44,6 @@ void ScaledVjp::end_step() {
   if (entry_.min_exponent > entry_.max_exponent) {  // every cotangent was zero
     entry_.min_exponent = entry_.max_exponent = exponent_;
   }
-  entry_.max_magnitude = step_magnitude_;
   solve_.report->ledger.push_back(entry_);
   if (scaling_.kind == Scaling::Kind::dynamic) {
     aim();
@@ -54,6 +56,7 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
   const VelocityPlan& plan = stage.plan();
   Replay& replay = stage.replay();
   const double scale = std::ldexp(1.0, exponent_);
+  vjp_magnitude_ = 0;
   for (std::size_t c = 0; c < u.size(); ++c) {
     const Array seed = replay.write(plan.seeds[c]);
     const Term term{scale, u[c]};
@@ -62,7 +65,7 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
     if (!statistics.finite()) {
       return false;
     }
-    step_magnitude_ = std::max(step_magnitude_, statistics.max_abs);
+    vjp_magnitude_ = std::max(vjp_magnitude_, statistics.max_abs);
     entry_.underflows += statistics.zeros - of_u[c].zeros;
   }
   replay.run(depends_on::cotangent);
@@ -73,7 +76,7 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
     if (!statistics.finite()) {
       return false;
     }
-    step_magnitude_ = std::max(step_magnitude_, statistics.max_abs);
+    vjp_magnitude_ = std::max(vjp_magnitude_, statistics.max_abs);
   }
   return finite(plan.t_bar) && std::all_of(plan.y_bar.begin(), plan.y_bar.end(), finite) &&
          std::all_of(plan.theta_bar.begin(), plan.theta_bar.end(), finite);
@@ -97,13 +100,12 @@ ScaledVjp::Product ScaledVjp::apply(Stage& stage, std::span<const Tensor> u, con
   const bool dynamic = scaling_.kind == Scaling::Kind::dynamic;
   const bool first = dynamic && !started_;
   if (first) {
-    exponent_ = exponent_for(magnitude, scaling_.first_headroom);
+    move_to(exponent_for(magnitude, scaling_.first_headroom));
     started_ = true;
   } else if (dynamic && std::ldexp(magnitude, exponent_) > max_) {  // the seed must fit
-    exponent_ = exponent_for(magnitude, scaling_.headroom);
+    move_to(exponent_for(magnitude, scaling_.headroom));
   }
   int retries = 0;
-  const double magnitude_before = step_magnitude_;
   const std::int64_t underflows_before = entry_.underflows;
   while (!run(stage, u, of_u)) {
     if (!dynamic) {
@@ -115,11 +117,12 @@ ScaledVjp::Product ScaledVjp::apply(Stage& stage, std::span<const Tensor> u, con
     if (exponent_ <= scaling_.min_exponent || retries >= scaling_.max_retries) {
       fail(stage, where, retries);
     }
-    --exponent_;
+    move_to(exponent_ - 1);
     ++retries;
-    step_magnitude_ = magnitude_before;  // the failed attempt does not count
-    entry_.underflows = underflows_before;
+    entry_.underflows = underflows_before;  // the failed attempt does not count
   }
+  step_magnitude_ = std::max(step_magnitude_, vjp_magnitude_);
+  entry_.max_magnitude = std::max(entry_.max_magnitude, vjp_magnitude_);
   entry_.retries += retries;
   entry_.min_exponent = std::min(entry_.min_exponent, exponent_);
   entry_.max_exponent = std::max(entry_.max_exponent, exponent_);

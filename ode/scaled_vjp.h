@@ -26,7 +26,9 @@ class ScaledVjp {
   void end_step();  // aims again; appends to the ledger
 
  private:
+  // The change of exponent that brings `magnitude` to the target.
   int exponent_for(double magnitude, int headroom) const;
+  void move_to(int exponent);  // within floor and ceiling
   void aim();  // back to the target, if the values of this step have left it
   bool run(Stage& stage, std::span<const Tensor> u, std::span<const Statistics> of_u);
   [[noreturn]] void fail(Stage& stage, const Status& where, int retries) const;
@@ -36,7 +38,8 @@ class ScaledVjp {
   double max_;  // largest finite value of L
   int exponent_ = 0;
   bool started_ = false;
-  double step_magnitude_ = 0;
+  double vjp_magnitude_ = 0;   // of the last VJP
+  double step_magnitude_ = 0;  // of the step so far, as the present scale would give it
   LedgerEntry entry_;
 };
 

@@ -38,6 +38,7 @@ struct Solve : Payload {
   Velocity velocity;
   VelocityTypes types;
   std::shared_ptr<const VelocityPlan> plan;  // null with retrace = every_call
+  std::vector<Parameter> parameters;         // of modules in the velocity, as first recorded
   OdeOptions options;
   std::vector<ComponentFormat> components;
   std::vector<int> saved;                    // positions in the given times
@@ -50,6 +51,9 @@ struct Solve : Payload {
   int steps() const { return time_count > 0 ? int(time_count - 1) * options.substeps : 0; }
   std::int64_t stored_states() const;
 };
+
+// A velocity recorded anew at time t must use the parameters the solve was given, in their order.
+void require_same_parameters(const Solve& solve, const VelocityPlan& plan, double t);
 
 // The inputs of a solve as tensors.
 struct SolveInputs {

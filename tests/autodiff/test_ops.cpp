@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string_view>
 
 #include "halftape/autodiff/gradcheck.h"
 #include "tests/support/op_cases.h"
@@ -64,8 +65,8 @@ TEST_CASE("every op has cases: several shapes, one with a zero-size axis, one wi
         }
       }
     }
-    CHECK((zero || op->name == "argmax"));  // argmax of nothing is an error
-    CHECK((one || op->name == "gather" || op->name == "scatter_add" || op->name == "slice"));
+    CHECK(zero);
+    CHECK(one);
   }
 }
 

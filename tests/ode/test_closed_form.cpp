@@ -344,7 +344,7 @@ TEST_CASE("R19: the flow with z stored in f16 and log p in f32 keeps log p to f1
   for (std::int64_t i = 0; i < batch; ++i) {
     CHECK(std::fabs(logp[std::size_t(12 * batch + i)] + 0.3) <= 0.3 * 4 * u);
   }
-  // z and its gradients against the same grid in f64.
+  // z and its gradients against the same grid in f64: f16's roundings, grown by at most e^{|A| T} < 8.
   OdeOptions high = options_for("rk4");
   const Solved exact = test::solve(flow(flow_by_derivative, DType::f64), high, [](const State& saved) {
     return mean(slice(saved["logp"], 0, 12, 13)) + sum(square(slice(saved["z"], 0, 12, 13)));

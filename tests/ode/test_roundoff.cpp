@@ -54,12 +54,12 @@ double time_error(const Solution& got, const Solution& want) {
 }  // namespace
 
 TEST_CASE("R10 with f32 sums: from 64 to 4096 steps no error grows in f16") {
-  for (const char* method : {"euler", "rk4"}) {
+  for (const std::string method : {"euler", "rk4"}) {
     CAPTURE(method);
     std::vector<double> states, times;
     std::vector<std::vector<double>> gradients(6);  // y0, then the five parameters
     for (const int steps : {64, 100, 256, 1000, 1024, 4096}) {
-      const Solution got = run(steps, method, Precision::mixed(DType::f16));
+      const Solution got = run(steps, method.c_str(), Precision::mixed(DType::f16));
       const Solution& want = exact(steps, method);
       states.push_back(relative_error(got.y, want.y));
       for (std::size_t p = 0; p < gradients.size(); ++p) {
@@ -80,11 +80,11 @@ TEST_CASE("R10 with f32 sums: from 64 to 4096 steps no error grows in f16") {
 TEST_CASE("R10 with everything in f16: errors grow faster than N^0.7") {
   // Theory: the error is about u N until it is of the size of the solution, at N = 1 / u = 2048.
   // So the fit ends where u N = 1/2.
-  for (const char* method : {"euler", "rk4"}) {
+  for (const std::string method : {"euler", "rk4"}) {
     CAPTURE(method);
     std::vector<double> steps, states, gradients;
     for (const int n : {64, 128, 256, 512, 1024}) {
-      const Solution got = run(n, method, Precision::uniform(DType::f16));
+      const Solution got = run(n, method.c_str(), Precision::uniform(DType::f16));
       const Solution& want = exact(n, method);
       steps.push_back(n);
       states.push_back(relative_error(got.y, want.y));

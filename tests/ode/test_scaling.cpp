@@ -199,8 +199,9 @@ TEST_CASE("scaling is dynamic by itself for formats with a narrow exponent only"
     const bool narrow = facts(dtype).emin > facts(DType::f32).emin;
     const Precision precision = Precision::parse(name(dtype));
     const Solution automatic = solve(network, options_of(precision));
-    require_identical(automatic, solve(network, options_of(precision, narrow ? Scaling::dynamic() : Scaling::none())));
-    // Seeds are about 1/64 here: a dynamic scale cannot be 1 in f16.
+    // Asking for it changes nothing: a format with f32's range loses nothing without.
+    require_identical(automatic, solve(network, options_of(precision, Scaling::dynamic())));
+    // Loss gradients are below 1/4 here, the target is far above: a dynamic scale is not 1.
     const bool scaled = automatic.report.ledger.back().max_exponent != 0;
     CHECK(scaled == narrow);
   }

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "halftape/core/error.h"
 #include "tests/support/ode_problems.h"
 
 namespace halftape {

@@ -37,7 +37,8 @@ Tensor tensor_of(const Json& nested, const std::string& name, DType dtype) {
   std::vector<std::int64_t> sizes;
   for (const Json* level = &nested; level->is_array(); level = &level->front()) {
     if (level->empty()) {
-      fail<ShapeError>("'{}' holds an empty list, need at least one number. Fix: correct the case.", name);
+      fail<ShapeError>("'{}' holds an empty list, need at least one number. Fix: correct the case.",
+                       name);
     }
     sizes.push_back(std::int64_t(level->size()));
   }
@@ -48,8 +49,10 @@ Tensor tensor_of(const Json& nested, const std::string& name, DType dtype) {
       return;
     }
     if (!part.is_array() || std::int64_t(part.size()) != sizes[depth]) {
-      fail<ShapeError>("'{}' is ragged - got {}, need a list of {}. Fix: give all rows one length.", name,
-                       part.is_array() ? fmt::format("a list of {}", part.size()) : part.type_name(), sizes[depth]);
+      fail<ShapeError>(
+          "'{}' is ragged - got {}, need a list of {}. Fix: give all rows one length.", name,
+          part.is_array() ? fmt::format("a list of {}", part.size()) : part.type_name(),
+          sizes[depth]);
     }
     for (const Json& child : part) {
       self(self, child, depth + 1);
@@ -92,7 +95,8 @@ Problem problem_of(const Json& problem) {
   }
   if (kind == "mlp") {
     if (problem.at("input") != "cube") {
-      fail<ValueError>("mlp input is {}, need \"cube\". Fix: correct the case.", problem.at("input").dump());
+      fail<ValueError>("mlp input is {}, need \"cube\". Fix: correct the case.",
+                       problem.at("input").dump());
     }
     return {{"W1", "b1", "W2", "b2"}, [](const Var&, const Var& y, std::span<const Var> theta) {
               const Var hidden = tanh(matmul(pow(y, 3.0), theta[0], Transpose::rhs) + theta[1]);
@@ -128,16 +132,19 @@ Json solve(const Json& input) {
   const Problem problem = problem_of(input.at("problem"));
   const OdeOptions options = options_of(input);
   if (input.at("loss") != "mean_abs") {
-    fail<ValueError>("loss is {}, need \"mean_abs\". Fix: correct the case.", input.at("loss").dump());
+    fail<ValueError>("loss is {}, need \"mean_abs\". Fix: correct the case.",
+                     input.at("loss").dump());
   }
   const DType high = options.precision.accumulate;
 
   Tape tape;
   const Var y0 = tape.leaf(tensor_of(input.at("y0"), "y0", high), "y0");
-  const Var times = tape.leaf(tensor_of(input.at("times"), "times", DType::f64), "times", Role::time);
+  const Var times =
+      tape.leaf(tensor_of(input.at("times"), "times", DType::f64), "times", Role::time);
   std::vector<Var> theta;
   for (const std::string& name : problem.parameters) {
-    theta.push_back(tape.leaf(tensor_of(input.at("problem").at(name), name, high), name, Role::parameter));
+    theta.push_back(
+        tape.leaf(tensor_of(input.at("problem").at(name), name, high), name, Role::parameter));
   }
   const Var solution = odeint(problem.velocity, y0, times, theta, options).value()[0];
   const Var loss = mean(abs(solution));
@@ -212,7 +219,9 @@ void write(const std::string& path, const Json& content) {
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    fmt::print(stderr, "peer_cases: got {} arguments, need 2. Fix: peer_cases CASES.json RESULTS.json\n", argc - 1);
+    fmt::print(stderr,
+               "peer_cases: got {} arguments, need 2. Fix: peer_cases CASES.json RESULTS.json\n",
+               argc - 1);
     return 1;
   }
   try {
@@ -221,7 +230,8 @@ int main(int argc, char** argv) {
     for (const Json& input : content["cases"]) {
       results.push_back(run(input));
     }
-    write(argv[2], {{"schema", schema}, {"versions", {{"halftape", version}}}, {"results", results}});
+    write(argv[2],
+          {{"schema", schema}, {"versions", {{"halftape", version}}}, {"results", results}});
   } catch (const std::exception& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 1;

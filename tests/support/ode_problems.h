@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "halftape/autodiff/ops.h"
+#include "halftape/core/error.h"
 #include "halftape/core/random.h"
 #include "halftape/ode/odeint.h"
 
@@ -125,7 +126,9 @@ inline Problem linear(double theta, double y0, std::vector<double> times, DType 
 // y' = tanh(y W1 + t w + b1) W2 + b2 with y [3, 2]: each of y and theta is used once.
 inline Problem tanh_net(std::vector<double> times, DType dtype, std::int64_t hidden = 5) {
   return {[](const Var& t, const Var& y, std::span<const Var> p) {
-            return matmul(tanh(matmul(y, p[0]) + (t * p[1] + p[2])), p[3]) + p[4];
+            const Var of_state = matmul(y, p[0]);  // named, so that the order of recording is fixed
+            const Var of_time = t * p[1];
+            return matmul(tanh(of_state + (of_time + p[2])), p[3]) + p[4];
           },
           {{"y", normal({3, 2}, dtype, 1)}},
           std::move(times),

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "halftape/autodiff/ops.h"
 
@@ -231,7 +232,8 @@ std::vector<OpCase> sum_to_cases() {
   std::vector<OpCase> cases;
   const std::vector<std::pair<Shape, Shape>> shapes{{{4, 3}, {3}},          {{4, 3}, {4, 1}}, {{2, 3}, Shape{}},
                                                     {{2, 4, 3}, {2, 1, 3}}, {{4, 3}, {4, 3}}, {{0, 3}, {3}},
-                                                    {{2, 3, 4}, {1, 3, 1}}, {{2, 0, 3}, {0, 1}}};
+                                                    {{2, 3, 4}, {1, 3, 1}}, {{2, 0, 3}, {0, 1}},
+                                                    {{1, 3}, {3}}};
   for (const auto& [from, to] : shapes) {
     OpCase c;
     c.label = from.text() + " to " + to.text();
@@ -291,6 +293,7 @@ std::vector<OpCase> slice_cases() {
   add({2, 5, 3}, 1, 0, 4);
   add({4, 3}, 0, 2, 2);
   add({0, 3}, 1, 1, 2);
+  add({1, 3}, 1, 0, 2);
   return cases;
 }
 
@@ -375,6 +378,7 @@ std::vector<OpCase> gather_cases() {
   add({2, 3, 2}, 1, indices({}, {2}), {2, 2});
   add({5}, 0, indices({0}, {}), {0});
   add({0, 3}, 1, indices({2}, {1, 1}), {0, 2});
+  add({1, 3}, 0, indices({2}, {0, 0}), {2, 3});
   return cases;
 }
 
@@ -404,6 +408,7 @@ std::vector<OpCase> scatter_add_cases() {
   add({4, 2, 2}, 1, indices({2, 2}, {2, 2, 0, 1}), {4, 3});
   add({2, 2}, 1, indices({}, {2}), {2, 3, 2});
   add({0}, 0, indices({0}, {}), {5});
+  add({1, 3}, 0, indices({1}, {1}), {2, 3});
   return cases;
 }
 
@@ -453,7 +458,8 @@ std::vector<OpCase> reduction_cases(Reduce op, const Fold& fold, bool empty_allo
 
 std::vector<OpCase> argmax_cases() {
   std::vector<OpCase> cases;
-  for (const auto& [from, axis] : std::vector<std::pair<Shape, int>>{{{4, 3}, 0}, {{4, 3}, 1}, {{2, 5, 3}, 1}, {{1}, 0}}) {
+  for (const auto& [from, axis] : std::vector<std::pair<Shape, int>>{
+           {{4, 3}, 0}, {{4, 3}, 1}, {{2, 5, 3}, 1}, {{1}, 0}, {{0, 3}, 1}}) {
     const Shape to = from.without(axis);
     OpCase c{from.text() + " axis " + std::to_string(axis), {points(from, {}, 0)},
              [axis = axis](std::span<const Var> x) { return argmax(x[0], axis); }, to, {}};

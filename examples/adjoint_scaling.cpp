@@ -30,7 +30,9 @@ struct Run {
 };
 
 Run solve(const Options& options, const std::string& precision, const std::string& name, const Scaling& scaling) {
-  Run run{precision, name, {}, {}, {}, {}, {}, {}, {}};
+  Run run;
+  run.precision = precision;
+  run.scaling = name;
   Tape tape;
   OdeOptions ode;
   ode.method = tableau(options.method);
@@ -45,6 +47,10 @@ Run solve(const Options& options, const std::string& precision, const std::strin
     return -((p[0] * t * t + p[1] * t + p[2]) * y);
   };
   const OdeResult result = odeint(velocity, y_start, linspace(0, end_time, int(options.steps)), theta, ode);
+  if (!result.ok()) {  // shown as nan in the table
+    fmt::print("{}, {}: {}\n", precision, name, result.status().text);
+    return run;
+  }
   run.y = result.value()[0].value().to_vector();
   const Var y_end = slice(result.value()[0], 0, options.steps, options.steps + 1);
   const Gradients gradients = tape.backward(0.5 * sum(square(y_end)));
@@ -87,7 +93,7 @@ void draw(const Options& options, const std::vector<Run>& runs) {
   Panel slopes{.title = "slope", .x_label = "t", .y_label = "|y'|", .series = {{.label = "exact", .x = t, .y = exact_slope}}};
   Panel adjoint{.title = "scale of the adjoint, f16", .x_label = "t", .y_label = "exponent e of S = 2^e"};
   for (const Run& run : runs) {
-    if (run.scaling == "dynamic" && (run.precision == "f16" || run.precision == "f32")) {
+    if (run.scaling == "dynamic" && !run.y.empty() && (run.precision == "f16" || run.precision == "f32")) {
       std::vector<double> computed;
       for (std::size_t i = 0; i < t.size(); ++i) {
         computed.push_back(slope(t[i], run.y[i]));

@@ -1,6 +1,7 @@
 // A tour of the tape, for learners: record, print, differentiate, replay, replay in half precision.
 #include <fmt/format.h>
 
+#include "examples/support/options.h"
 #include "halftape/autodiff/differentiate.h"
 #include "halftape/autodiff/ops.h"
 #include "halftape/autodiff/precision_policy.h"
@@ -19,7 +20,7 @@ void show_ranges(const Replay& replay) {
   }
 }
 
-int main() {
+void tour() {
   // 1. Record. Every op computes at once, so values can be printed line by line.
   Tape tape;
   const Var x = tape.leaf(Tensor::from({2, 2}, {0.5, -1.0, 2.0, 1e-3}, DType::f32), "x");
@@ -63,4 +64,9 @@ int main() {
                tape.backward(loss)[w].to_vector()[0]);
     show_ranges(half_replay);
   }
+}
+
+int main(int argc, char** argv) {
+  return examples::run_example({.example = "tape_tour", .about = "Shows what a tape is, for learners."}, argc, argv,
+                               [](const examples::Options&) { tour(); });
 }

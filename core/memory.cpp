@@ -32,10 +32,12 @@ void set_memory_limit(std::int64_t bytes, Device device) { counters(device).limi
 
 Buffer::Buffer(std::int64_t bytes, Device device) : bytes_(bytes), device_(device) {
   Counters& c = counters(device);
-  const std::int64_t live = c.live.fetch_add(bytes) + bytes;
+  const std::int64_t before = c.live.fetch_add(bytes);
+  std::int64_t live = 0;
+  const bool countable = !__builtin_add_overflow(before, bytes, &live);
   const std::int64_t limit = c.limit.load();
-  const bool over_limit = limit > 0 && live > limit;
-  if (!over_limit) {
+  const bool over_limit = limit > 0 && (live > limit || !countable);
+  if (countable && !over_limit) {
     data_ = backend(device).allocate(bytes);
   }
   if (data_ == nullptr) {
@@ -43,7 +45,7 @@ Buffer::Buffer(std::int64_t bytes, Device device) : bytes_(bytes), device_(devic
     throw_error<MemoryError>(
         "allocate: out of memory on {} - asked for {} bytes with {} bytes live{}. Fix: use a smaller batch, "
         "fewer stored steps or a narrower stored dtype.",
-        device.text(), bytes, live - bytes, over_limit ? fmt::format(", limit {}", limit) : std::string());
+        device.text(), bytes, before, over_limit ? fmt::format(", limit {}", limit) : std::string());
   }
   c.allocations.fetch_add(1);
   std::int64_t peak = c.peak.load();

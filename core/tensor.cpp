@@ -41,7 +41,7 @@ Array Tensor::write() {
     backend(device()).copy(own->data(), buffer_->data(), bytes());
     buffer_ = std::move(own);
   }
-  return {dtype_, buffer_ ? buffer_->data() : nullptr, buffer_ ? count() : 0};
+  return {dtype_, buffer_ ? buffer_->data() : nullptr, count()};
 }
 
 void Tensor::require(const char* op, DType dtype) const {
@@ -59,15 +59,15 @@ void Tensor::require(const char* op, DType dtype) const {
 }
 
 double Tensor::item() const {
-  if (count() != 1 || !defined()) {
+  if (count() != 1) {
     throw_error<ShapeError>("item: the tensor has shape {} with {} elements, need 1. Fix: reduce it, or use to_vector().",
-                            shape_, defined() ? count() : 0);
+                            shape_, count());
   }
   return to_vector()[0];
 }
 
 std::vector<double> Tensor::to_vector() const {
-  std::vector<double> result(defined() ? std::size_t(count()) : 0);
+  std::vector<double> result(static_cast<std::size_t>(count()));
   if (!result.empty()) {
     const Tensor local = to(Device::cpu());
     backend(Device::cpu()).cast({DType::f64, result.data(), count()}, local.array());

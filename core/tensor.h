@@ -52,7 +52,7 @@ class Tensor {
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
   Device device() const { return buffer_ ? buffer_->device() : Device::cpu(); }
-  std::int64_t count() const { return shape_.count(); }
+  std::int64_t count() const { return buffer_ ? shape_.count() : 0; }
   std::int64_t bytes() const { return count() * size_of(dtype_); }
   bool shares_storage() const { return buffer_ && buffer_.use_count() > 1; }
 

@@ -101,8 +101,12 @@ void infer_adjoint(const OpDef&, std::span<const Type> in, const Attributes& att
 void execute_adjoint(const OpDef&, const Execution& x) {
   const auto& payload = static_cast<const AdjointPayload&>(*x.attributes.payload);
   const Solve& solve = static_cast<const Solve&>(*payload.solve);
-  if (!solve.report->status.ok()) {
-    throw NumericError(solve.report->status.text);
+  Status& status = solve.report->status;
+  if (status.pass == Status::Pass::backward) {
+    status = {};  // an earlier backward pass failed; this one has other cotangents
+  }
+  if (!status.ok()) {
+    throw NumericError(status.text);
   }
   const std::size_t components = solve.components.size();
   const std::size_t operands = x.outputs.size();
@@ -118,8 +122,14 @@ void execute_adjoint(const OpDef&, const Execution& x) {
     }
   }
   const bool continuous = solve.options.gradient == GradientMethod::continuous_adjoint;
-  SolveGradients gradients = continuous ? continuous_adjoint(solve, inputs, stored, saved_bar)
-                                        : replay_adjoint(solve, inputs, stored, saved_bar);
+  SolveGradients gradients;
+  try {
+    gradients = continuous ? continuous_adjoint(solve, inputs, stored, saved_bar)
+                           : replay_adjoint(solve, inputs, stored, saved_bar);
+  } catch (const NumericError&) {
+    status.pass = Status::Pass::backward;
+    throw;
+  }
   for (std::size_t c = 0; c < components; ++c) {
     *x.outputs[c] = std::move(gradients.y0_bar[c]);
   }
@@ -151,8 +161,14 @@ const OpDef& odeint_adjoint_op() {
 void require_finite(const std::string& what, const Tensor& value) {
   const Statistics statistics = backend(value.device()).statistics(value);
   if (!statistics.finite()) {
-    throw_error<ValueError>("odeint: {} has {} inf and {} nan of {} values. Fix: pass finite numbers.", what,
+    throw_error<ValueError>("odeint: {} not finite - {} inf and {} nan of {} values. Fix: pass finite numbers.", what,
                             statistics.infinities, statistics.nans, value.count());
+  }
+}
+
+void require_on(const Tape& tape, const std::string& what, const Var& input) {
+  if (&input.tape() != &tape) {
+    throw_error<ValueError>("odeint: {} on another tape than y0. Fix: make the inputs of a solve on one tape.", what);
   }
 }
 
@@ -165,7 +181,7 @@ void require_times(const Var& times) {
   if (t.empty()) {
     throw_error<ValueError>("odeint: no times - got 0, need at least 1. Fix: pass the points where you want the state.");
   }
-  require_finite("the times", times.value());
+  require_finite("times are", times.value());
   for (std::size_t j = 1; j < t.size(); ++j) {
     const bool forward = t[1] > t[0];
     if (forward ? t[j] <= t[j - 1] : t[j] >= t[j - 1]) {
@@ -197,10 +213,22 @@ void require_options(const OdeOptions& o, const State& y0, std::int64_t time_cou
       throw_error<DTypeError>("odeint: a precision role is {}, need a floating dtype. Fix: use Precision::mixed.", dtype);
     }
   }
+  // Powers of two that f32 sums can multiply and divide by.
+  constexpr int most = 126;
+  const Scaling& s = o.scaling;
+  if (s.min_exponent > s.max_exponent || s.min_exponent < -most || s.max_exponent > most || std::abs(s.exponent) > most) {
+    throw_error<ValueError>("odeint: scale exponents are {} (fixed), {} to {} (dynamic), need an order within -{} to {}. "
+                            "Fix: use Scaling's defaults.",
+                            s.exponent, s.min_exponent, s.max_exponent, most, most);
+  }
   for (const auto& [name, format] : o.stored) {
     if (std::find(y0.names().begin(), y0.names().end(), name) == y0.names().end()) {
       throw_error<ValueError>("odeint: stored format for '{}', the state has {}. Fix: use one of these names.", name,
                               fmt::join(y0.names(), ", "));
+    }
+    if (std::abs(format.exponent) > most) {
+      throw_error<ValueError>("odeint: '{}' would be stored times 2^{}, need -{} to {}. Fix: use a smaller exponent.", name,
+                              format.exponent, most, most);
     }
     if (!is_floating(format.dtype)) {
       throw_error<DTypeError>("odeint: '{}' would be stored as {}, need a floating dtype. Fix: use f16 or wider.", name,
@@ -223,7 +251,8 @@ std::vector<int> saved_positions(const Save& save, std::int64_t time_count) {
       int previous = -1;
       for (const int j : positions) {
         if (j <= previous || j >= time_count) {
-          throw_error<ValueError>("odeint: save index {} after {}, need increasing indices below {}. Fix: sort them.", j,
+          throw_error<ValueError>("odeint: save index {} after {}, need increasing indices below {}. Fix: sort "
+                                  "positions in the given times.", j,
                                   previous, time_count);
         }
         previous = j;
@@ -280,6 +309,7 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, 
   }
   Tape& tape = y0[0].tape();
   const Var t = times.on(tape);
+  require_on(tape, "times are", t);
   require_times(t);
   require_options(options, y0, t.shape()[0]);
   const DType high = options.precision.accumulate;
@@ -293,6 +323,7 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, 
   for (int c = 0; c < y0.size(); ++c) {
     const std::string& name = y0.names()[std::size_t(c)];
     const Var& y = y0[c];
+    require_on(tape, fmt::format("y0 '{}' is", name), y);
     if (y.dtype() != high) {
       throw_error<DTypeError>("odeint: y0 '{}' is {}, sums are {}. Fix: cast(y0, DType::{}); only stored states and the "
                               "velocity are narrower.",
@@ -301,18 +332,19 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, 
     if (y.shape().count() == 0) {
       throw_error<ShapeError>("odeint: y0 '{}' is empty, shape {}. Fix: pass at least one element.", name, y.shape());
     }
-    require_finite(fmt::format("y0 '{}'", name), y.value());
+    require_finite(fmt::format("y0 '{}' is", name), y.value());
     const auto stored = options.stored.find(name);
     solve->components.push_back(
         {name, y.shape(), stored == options.stored.end() ? StoredFormat{options.precision.state, 0} : stored->second});
     solve->types.y.push_back({high, y.shape()});
   }
   for (std::size_t p = 0; p < theta.size(); ++p) {
+    require_on(tape, fmt::format("theta[{}] is", p), theta[p]);
     if (theta[p].dtype() != high) {
       throw_error<DTypeError>("odeint: theta[{}] is {}, sums are {}. Fix: cast(theta, DType::{}).", p, theta[p].dtype(),
                               high, high);
     }
-    require_finite(fmt::format("theta[{}]", p), theta[p].value());
+    require_finite(fmt::format("theta[{}] is", p), theta[p].value());
     solve->types.theta.push_back({high, theta[p].shape()});
   }
 
@@ -335,7 +367,7 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, 
   solve->parameters = plan->parameters;
   std::vector<Var> all_theta(theta.begin(), theta.end());
   for (const Parameter& parameter : solve->parameters) {
-    require_finite(fmt::format("parameter '{}'", parameter.name()), parameter.value());
+    require_finite(fmt::format("parameter '{}' is", parameter.name()), parameter.value());
     all_theta.push_back(tape.parameter(parameter));
   }
 

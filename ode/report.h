@@ -17,6 +17,8 @@ enum class Outcome : std::uint8_t {
 };
 
 struct Status {
+  enum class Pass : std::uint8_t { forward, backward };
+
   Outcome outcome = Outcome::ok;
   int step = 0;
   int steps = 0;
@@ -24,6 +26,7 @@ struct Status {
   int stage = 0;
   std::string op;
   std::string text;  // the whole message, as NumericError throws it
+  Pass pass = Pass::forward;
 
   bool ok() const { return outcome == Outcome::ok; }
 };

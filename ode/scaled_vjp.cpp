@@ -62,7 +62,7 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
     const Term term{scale, u[c]};
     backend.linear_combination(seed, {&term, 1}, solve_.high());
     const Statistics statistics = backend.statistics(seed);
-    if (!statistics.finite()) {
+    if (!statistics.finite() && !propagates()) {
       return false;
     }
     vjp_magnitude_ = std::max(vjp_magnitude_, statistics.max_abs);
@@ -91,7 +91,7 @@ ScaledVjp::Product ScaledVjp::apply(Stage& stage, std::span<const Tensor> u, con
     magnitude = std::max(magnitude, of_u.back().max_abs);
     finite &= of_u.back().finite();
   }
-  if (!finite && scaling_.overflow == Scaling::Overflow::fail) {
+  if (!finite && !propagates()) {
     fail(stage, where, 0);
   }
   if (finite && magnitude == 0) {
@@ -108,13 +108,10 @@ ScaledVjp::Product ScaledVjp::apply(Stage& stage, std::span<const Tensor> u, con
   int retries = 0;
   const std::int64_t underflows_before = entry_.underflows;
   while (!run(stage, u, of_u)) {
-    if (!dynamic) {
-      if (scaling_.overflow == Scaling::Overflow::propagate) {
-        break;
-      }
-      fail(stage, where, retries);
+    if (propagates()) {
+      break;
     }
-    if (exponent_ <= scaling_.min_exponent || retries >= scaling_.max_retries) {
+    if (!dynamic || exponent_ <= scaling_.min_exponent || retries >= scaling_.max_retries) {
       fail(stage, where, retries);
     }
     move_to(exponent_ - 1);

@@ -29,6 +29,10 @@ class ScaledVjp {
   // The change of exponent that brings `magnitude` to the target.
   int exponent_for(double magnitude, int headroom) const;
   void move_to(int exponent);  // within floor and ceiling
+  // An overflow gives non-finite gradients; the VJP runs on, whatever its seed.
+  bool propagates() const {
+    return scaling_.overflow == Scaling::Overflow::propagate && scaling_.kind != Scaling::Kind::dynamic;
+  }
   void aim();  // back to the target, if the values of this step have left it
   bool run(Stage& stage, std::span<const Tensor> u, std::span<const Statistics> of_u);
   [[noreturn]] void fail(Stage& stage, const Status& where, int retries) const;

@@ -7,12 +7,35 @@
 
 namespace halftape {
 
-State::State(std::initializer_list<std::pair<std::string, Var>> components) {
-  for (const auto& [name, value] : components) {
-    names_.push_back(name);
-    values_.push_back(value);
+State::State(std::vector<std::string> names, std::vector<Var> values)
+    : names_(std::move(names)), values_(std::move(values)) {
+  if (names_.size() != values_.size()) {
+    throw_error<ValueError>("state: {} names for {} values. Fix: name each component once.", names_.size(),
+                            values_.size());
+  }
+  for (auto name = names_.begin(); name != names_.end(); ++name) {
+    if (std::find(names_.begin(), name, *name) != name) {
+      throw_error<ValueError>("state: two components are named '{}'. Fix: name each component once.", *name);
+    }
   }
 }
+
+State::State(std::initializer_list<std::pair<std::string, Var>> components)
+    : State(
+          [&] {
+            std::vector<std::string> names;
+            for (const auto& component : components) {
+              names.push_back(component.first);
+            }
+            return names;
+          }(),
+          [&] {
+            std::vector<Var> values;
+            for (const auto& component : components) {
+              values.push_back(component.second);
+            }
+            return values;
+          }()) {}
 
 const Var& State::operator[](std::string_view name) const {
   for (std::size_t c = 0; c < names_.size(); ++c) {
@@ -36,6 +59,10 @@ void require_slopes(const State& slopes, const VelocityTypes& types) {
     throw_error<ShapeError>("velocity: it returned {} components, the state has {} ({}). Fix: return one slope per "
                             "component, in order.",
                             slopes.size(), types.y.size(), fmt::join(types.names, ", "));
+  }
+  if (slopes.size() > 1 && slopes.names() != types.names) {
+    throw_error<ValueError>("velocity: the slopes are named {}, the state {}. Fix: return the state's names in its order.",
+                            fmt::join(slopes.names(), ", "), fmt::join(types.names, ", "));
   }
   for (int c = 0; c < slopes.size(); ++c) {
     const Type& need = types.y[std::size_t(c)];

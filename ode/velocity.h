@@ -15,14 +15,14 @@
 
 namespace halftape {
 
-// A named tuple of Vars. A single Var is a state with the one component "y".
+// A named tuple of Vars. A single Var is a state with the one component "y". Throws ValueError unless
+// there are as many names as values and no two are equal.
 class State {
  public:
   State() = default;
   State(const Var& y) : names_{"y"}, values_{y} {}  // NOLINT(google-explicit-constructor)
   State(std::initializer_list<std::pair<std::string, Var>> components);
-  State(std::vector<std::string> names, std::vector<Var> values)
-      : names_(std::move(names)), values_(std::move(values)) {}
+  State(std::vector<std::string> names, std::vector<Var> values);
 
   int size() const { return int(values_.size()); }
   const Var& operator[](int component) const { return values_.at(std::size_t(component)); }

@@ -239,7 +239,7 @@ TEST_CASE("a cleared tape makes its old values stale and can be used again") {
   const Gradients g = tape.backward(y);
   tape.clear();
   CHECK_THROWS_WITH_AS(tape.backward(y),
-                       "backward: this Tape was cleared after recording %1. Fix: call backward before clear, or record "
+                       "backward: this Tape was cleared after recording %2. Fix: call backward before clear, or record "
                        "again.",
                        ValueError);
   CHECK_THROWS_AS(y.value(), ValueError);

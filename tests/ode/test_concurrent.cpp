@@ -1,7 +1,8 @@
-// Solves on several threads: one tape each, the velocity and its parameters shared. `./dev tsan` runs
-// these under the thread sanitizer.
+// Solves on several threads: one tape each, the velocity and its parameters shared. `./dev tsan`
+// runs these under the thread sanitizer.
 #include <doctest/doctest.h>
 
+#include <latch>
 #include <thread>
 
 #include "tests/support/precision_problems.h"
@@ -37,14 +38,19 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-Result solve_once(const Velocity& velocity, const Network& network, const OdeOptions& options, int batch) {
+Result solve_once(const Velocity& velocity, const Network& network, const OdeOptions& options,
+                  int batch) {
   Tape tape;
   const Var y0 = tape.leaf(Tensor::full({batch, 2}, 0.5 + 0.01 * batch, DType::f32), "y0");
-  const Var times = tape.leaf(Tensor::from({4}, {0, 0.25, 0.4, 1}, DType::f64), "times", Role::time);
+  const Var times =
+      tape.leaf(Tensor::from({4}, {0, 0.25, 0.4, 1}, DType::f64), "times", Role::time);
   const OdeResult result = odeint(velocity, y0, times, {}, options);
   const Var y = result.value()[0];
   const Gradients gradients = tape.backward(mean(square(y)));
-  Result values{y.value().to_vector(), gradients[y0].to_vector(), gradients[times].to_vector(), {},
+  Result values{y.value().to_vector(),
+                gradients[y0].to_vector(),
+                gradients[times].to_vector(),
+                {},
                 result.report().csv()};
   for (const Parameter& parameter : network.parameters) {
     values.parameter_bar.push_back(gradients[parameter].to_vector());
@@ -52,32 +58,28 @@ Result solve_once(const Velocity& velocity, const Network& network, const OdeOpt
   return values;
 }
 
-// Solves at each of `batches` on its own thread, several times, and compares with the same alone.
+// Solves at each of `batches` on its own thread and compares with the same alone.
 void compare_with_serial(const OdeOptions& options, const std::vector<int>& batches) {
   const Network network = make_network();
   std::vector<Result> alone;
   for (const int batch : batches) {
     alone.push_back(solve_once(Velocity(network), network, options, batch));
   }
-  constexpr int repeats = 5;
-  const Velocity shared(network);  // its plans are recorded by whoever comes first
-  std::vector<std::vector<Result>> results(batches.size());
-  std::vector<std::thread> threads;
-  for (std::size_t k = 0; k < batches.size(); ++k) {
-    threads.emplace_back([&, k] {
-      for (int repeat = 0; repeat < repeats; ++repeat) {
-        results[k].push_back(solve_once(shared, network, options, batches[k]));
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
-  for (std::size_t k = 0; k < batches.size(); ++k) {
-    REQUIRE(results[k].size() == repeats);
-    for (const Result& result : results[k]) {
-      CHECK(result == alone[k]);
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const Velocity shared(network);  // its plans are recorded by whoever comes first
+    std::vector<Result> results(batches.size());
+    std::latch start(std::ptrdiff_t(batches.size()));
+    std::vector<std::thread> threads;
+    for (std::size_t k = 0; k < batches.size(); ++k) {
+      threads.emplace_back([&, k] {
+        start.arrive_and_wait();
+        results[k] = solve_once(shared, network, options, batches[k]);
+      });
     }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    CHECK(results == alone);
   }
 }
 
@@ -104,7 +106,8 @@ TEST_CASE("concurrent solves that record their velocity at each evaluation give 
 }
 
 TEST_CASE("concurrent backpropagation and continuous adjoints give the serial bits") {
-  for (const GradientMethod gradient : {GradientMethod::backprop, GradientMethod::continuous_adjoint}) {
+  for (const GradientMethod gradient :
+       {GradientMethod::backprop, GradientMethod::continuous_adjoint}) {
     OdeOptions options = every_step(DType::f16);
     options.gradient = gradient;
     compare_with_serial(options, {4, 4});

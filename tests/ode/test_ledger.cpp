@@ -21,7 +21,8 @@ Problem decay(const std::function<Var(const Var& t)>& rate, const std::vector<do
           times,
           [weights, n](const Var& y) { return sum(y * Tensor::from({n}, weights, DType::f32)); }};
 }
-Problem decay(double rate, const std::vector<double>& times, const std::vector<double>& weights = {1}) {
+Problem decay(double rate, const std::vector<double>& times,
+              const std::vector<double>& weights = {1}) {
   return decay([rate](const Var& t) { return rate + 0 * t; }, times, weights);
 }
 
@@ -153,25 +154,29 @@ TEST_CASE("the scale respects its ceiling and its floor") {
   floor.min_exponent = 7;  // 2^5 would do
   const Failure failure = failure_of(steep, euler(floor));
   CHECK(failure.text ==
-        "adjoint: non-finite derivative at step 0 of 1 (t = 0, stage 0) in op 'mul_pullback1' after 1 rescalings, "
-        "scale 2^7 - 1 inf, 0 nan of 1. Fix: check the velocity's derivative there, or the loss gradient.");
+        "adjoint: non-finite derivative at step 0 of 1 (t = 0, stage 0) in op 'mul_pullback1' "
+        "after 1 rescalings, "
+        "scale 2^7 - 1 inf, 0 nan of 1. Fix: check the velocity's derivative there, or the loss "
+        "gradient.");
   CHECK(failure.status.outcome == Outcome::derivative_not_finite);
   CHECK(failure.status.step == 0);
   CHECK(failure.status.text == failure.text);
 
   Scaling impatient = Scaling::dynamic();
   impatient.max_retries = 2;  // 3 would do
-  CHECK(failure_of(steep, euler(impatient)).text.find("after 2 rescalings, scale 2^6") != std::string::npos);
+  CHECK(failure_of(steep, euler(impatient)).text.find("after 2 rescalings, scale 2^6") !=
+        std::string::npos);
 }
 
 TEST_CASE("an overflow with a fixed scale or none fails, or is handed on") {
   const Problem steep = decay(1024, {0, 0x1p-12}, {128});
   for (Scaling scaling : {Scaling::none(), Scaling::fixed(3)}) {
     const Failure failure = failure_of(steep, euler(scaling));
-    CHECK(failure.text ==
-          fmt::format("adjoint: non-finite derivative at step 0 of 1 (t = 0, stage 0) in op 'mul_pullback1' after 0 "
-                      "rescalings, scale 2^{} - 1 inf, 0 nan of 1. Fix: use Scaling::dynamic() or a wider compute dtype.",
-                      scaling.exponent));
+    CHECK(failure.text == fmt::format("adjoint: non-finite derivative at step 0 of 1 (t = 0, stage "
+                                      "0) in op 'mul_pullback1' after 0 "
+                                      "rescalings, scale 2^{} - 1 inf, 0 nan of 1. Fix: use "
+                                      "Scaling::dynamic() or a wider compute dtype.",
+                                      scaling.exponent));
     CHECK(failure.status.outcome == Outcome::derivative_not_finite);
     scaling.overflow = Scaling::Overflow::propagate;
     const Solution solution = solve(steep, euler(scaling));

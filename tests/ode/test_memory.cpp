@@ -51,8 +51,9 @@ Bytes bytes_of(int steps, Precision precision, int store_every = 1,
 }  // namespace
 
 TEST_CASE("each step stores exactly its elements in the stored dtype") {
-  for (const auto& [dtype, size] : {std::pair(DType::f16, 2), std::pair(DType::bf16, 2), std::pair(DType::e4m3, 1),
-                                    std::pair(DType::f32, 4), std::pair(DType::f64, 8)}) {
+  for (const auto& [dtype, size] :
+       {std::pair(DType::f16, 2), std::pair(DType::bf16, 2), std::pair(DType::e4m3, 1),
+        std::pair(DType::f32, 4), std::pair(DType::f64, 8)}) {
     CAPTURE(name(dtype));
     const Precision precision = Precision::parse(name(dtype));
     std::int64_t rest = -1;  // what does not depend on the number of steps
@@ -102,7 +103,8 @@ TEST_CASE("each component of the state is stored in its own dtype") {
   const OdeResult result = odeint(velocity, y0, {0, 1}, {}, options);
   CHECK(result.report().stored_bytes == 10 * (24 * 2 + 8 * 4 + 5 * 1));
   // Beside them: the end points in f32, and two times.
-  CHECK(memory_stats().live_bytes - before == result.report().stored_bytes + 4 * (24 + 8 + 5) + 2 * 8);
+  CHECK(memory_stats().live_bytes - before ==
+        result.report().stored_bytes + 4 * (24 + 8 + 5) + 2 * 8);
 }
 
 TEST_CASE("backward needs the same memory for any number of steps") {
@@ -122,11 +124,15 @@ TEST_CASE("backward needs the same memory for any number of steps") {
 
 TEST_CASE("plain backpropagation keeps every stage of every step") {
   const Precision f16 = Precision::mixed(DType::f16);
-  const auto forward = [&](int steps, GradientMethod gradient) { return bytes_of(steps, f16, 1, gradient).forward; };
-  const std::int64_t step = (forward(32, GradientMethod::backprop) - forward(16, GradientMethod::backprop)) / 16;
+  const auto forward = [&](int steps, GradientMethod gradient) {
+    return bytes_of(steps, f16, 1, gradient).forward;
+  };
+  const std::int64_t step =
+      (forward(32, GradientMethod::backprop) - forward(16, GradientMethod::backprop)) / 16;
   // Four stages of at least the hidden layer before and after tanh, [64, 16] in f16.
   CHECK(step > 4 * 2 * batch * 16 * 2);
-  CHECK(forward(32, GradientMethod::replay) - forward(16, GradientMethod::replay) == 16 * elements * 2);
+  CHECK(forward(32, GradientMethod::replay) - forward(16, GradientMethod::replay) ==
+        16 * elements * 2);
   CHECK(forward(32, GradientMethod::none) == forward(16, GradientMethod::none));
 }
 
@@ -177,7 +183,8 @@ TEST_CASE("out of memory is an error that leaves everything as it was") {
     const Limit limit(1000);
     CHECK_THROWS_WITH_AS(
         attempt(),
-        fmt::format("allocate: out of memory on cpu - asked for {} bytes with {} bytes live, limit {}. Fix: use a "
+        fmt::format("allocate: out of memory on cpu - asked for {} bytes with {} bytes live, limit "
+                    "{}. Fix: use a "
                     "smaller batch, fewer stored steps or a narrower stored dtype.",
                     elements * 2 * 1000, live + elements * 4, live + 1000)
             .c_str(),

@@ -108,7 +108,8 @@ TEST_CASE("R10's floor is 8 times higher in bf16, as its unit roundoff is") {
     mean[0] += std::log(relative_error(bf16.y, f64.y) / relative_error(f16.y, f64.y)) / networks;
     for (std::size_t p = 0; p < 6; ++p) {
       mean[p + 1] += std::log(relative_error(bf16.gradients()[p], f64.gradients()[p]) /
-                              relative_error(f16.gradients()[p], f64.gradients()[p])) / networks;
+                              relative_error(f16.gradients()[p], f64.gradients()[p])) /
+                     networks;
     }
   }
   for (const double log_ratio : mean) {

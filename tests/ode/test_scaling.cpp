@@ -1,4 +1,5 @@
-// What scaling keeps and what is lost without it, on problems whose adjoint leaves the range of f16.
+// What scaling keeps and what is lost without it, on problems whose adjoint leaves the range of
+// f16.
 #include <doctest/doctest.h>
 
 #include "halftape/core/error.h"
@@ -115,15 +116,19 @@ TEST_CASE("R9's adjoint falls by 2^58: dynamic scaling follows it, no fixed scal
     // roundings change by k h u / (1 - k h) each: a random walk of N steps, taken at 3 sigma with
     // sigma = u / sqrt(3). In f32 the adjoint itself is rounded as well.
     const double kh = r9.k * r9.h();
-    const auto walk = [&](double u) { return 3 * std::sqrt(2.0 * r9.steps / 3) * kh / (1 - kh) * u; };
+    const auto walk = [&](double u) {
+      return 3 * std::sqrt(2.0 * r9.steps / 3) * kh / (1 - kh) * u;
+    };
     CHECK(error(Precision::mixed(DType::bf16), Scaling::none()) <= walk(0x1p-8));
-    CHECK(error(Precision::uniform(DType::f32), Scaling::none()) <= walk(0x1p-24) + r9.steps * 0x1p-24);
+    CHECK(error(Precision::uniform(DType::f32), Scaling::none()) <=
+          walk(0x1p-24) + r9.steps * 0x1p-24);
   }
 }
 
 TEST_CASE("a loss times 2^-20 has f16 gradients times 2^-20, bit for bit") {
   const AdjointScaling r8;
-  require_identical(solve(r8.problem(), f16_dynamic, 0x1p-20), solve(r8.problem(), f16_dynamic), 0x1p-20);
+  require_identical(solve(r8.problem(), f16_dynamic, 0x1p-20), solve(r8.problem(), f16_dynamic),
+                    0x1p-20);
   const Problem network = tanh_network(16, 32, linspace(0, 1, 16));
   require_identical(solve(network, f16_dynamic, 0x1p-20), solve(network, f16_dynamic), 0x1p-20);
 }
@@ -155,9 +160,11 @@ TEST_CASE("a fixed scale changes no bit of a gradient in f32 and f64") {
   const Problem network = tanh_network(8, 16, {0, 0.1, 0.25, 0.7, 1});
   for (const DType dtype : {DType::f32, DType::f64}) {
     for (const Problem& problem : {r8.problem(), network}) {
-      const Solution plain = solve(problem, options_of(Precision::uniform(dtype), Scaling::fixed(0)));
+      const Solution plain =
+          solve(problem, options_of(Precision::uniform(dtype), Scaling::fixed(0)));
       for (const int exponent : {-8, 8}) {
-        require_identical(solve(problem, options_of(Precision::uniform(dtype), Scaling::fixed(exponent))), plain);
+        require_identical(
+            solve(problem, options_of(Precision::uniform(dtype), Scaling::fixed(exponent))), plain);
       }
     }
   }
@@ -195,7 +202,8 @@ TEST_CASE("gradients do not depend on the number of threads") {
 
 TEST_CASE("scaling is dynamic by itself for formats with a narrow exponent only") {
   const Problem network = tanh_network(4, 8, linspace(0, 1, 4));
-  for (const DType dtype : {DType::f16, DType::e5m2, DType::e4m3, DType::bf16, DType::f32, DType::f64}) {
+  for (const DType dtype :
+       {DType::f16, DType::e5m2, DType::e4m3, DType::bf16, DType::f32, DType::f64}) {
     const bool narrow = facts(dtype).emin > facts(DType::f32).emin;
     const Precision precision = Precision::parse(name(dtype));
     const Solution automatic = solve(network, options_of(precision));

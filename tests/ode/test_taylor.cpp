@@ -21,7 +21,8 @@ Problem taylor_problem() {
     random.normal(DType::f64, values.data(), n);
     return values;
   };
-  return {velocity, {1, 2}, normal(2), {{{2, 2}, normal(4)}, {{2, 2}, normal(4)}, {{2}, normal(2)}},
+  return {velocity,           {1, 2},
+          normal(2),          {{{2, 2}, normal(4)}, {{2, 2}, normal(4)}, {{2}, normal(2)}},
           linspace(0, 10, 9), [](const Var& y) { return sum(y); }};
 }
 

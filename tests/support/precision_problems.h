@@ -51,8 +51,8 @@ inline double fitted_slope(const std::vector<double>& x, const std::vector<doubl
 
 // What a solve and its gradient gave.
 struct Solution {
-  std::vector<double> y;                       // at the saved times
-  std::vector<double> y0_bar, times_bar;       // gradients
+  std::vector<double> y;                  // at the saved times
+  std::vector<double> y0_bar, times_bar;  // gradients
   std::vector<std::vector<double>> theta_bar;
   SolveReport report;
 
@@ -81,9 +81,9 @@ inline Solution solve(const Problem& problem, const OdeOptions& options, double 
   const DType high = options.precision.accumulate;
   Tape tape;
   const Var y0 = tape.leaf(Tensor::from(problem.shape, problem.y0, high), "y0");
-  const Var times = tape.leaf(
-      Tensor::from({std::int64_t(problem.times.size())}, problem.times, DType::f64), "times",
-      Role::time);
+  const Var times =
+      tape.leaf(Tensor::from({std::int64_t(problem.times.size())}, problem.times, DType::f64),
+                "times", Role::time);
   std::vector<Var> theta;
   for (const Problem::Theta& p : problem.theta) {
     theta.push_back(tape.leaf(Tensor::from(p.shape, p.values, high), "theta", Role::parameter));
@@ -91,8 +91,11 @@ inline Solution solve(const Problem& problem, const OdeOptions& options, double 
   const OdeResult result = odeint(problem.velocity, y0, times, theta, options);
   const Var saved = result.value()[0];
   const Gradients gradients = tape.backward(problem.loss(saved) * loss_factor);
-  Solution solution{saved.value().to_vector(), gradients[y0].to_vector(),
-                    gradients[times].to_vector(), {}, result.report()};
+  Solution solution{saved.value().to_vector(),
+                    gradients[y0].to_vector(),
+                    gradients[times].to_vector(),
+                    {},
+                    result.report()};
   for (const Var& p : theta) {
     solution.theta_bar.push_back(gradients[p].to_vector());
   }
@@ -128,7 +131,11 @@ struct AdjointScaling {
     const auto velocity = [](const Var& t, const Var& y, std::span<const Var> p) {
       return -((p[0] * t + p[1]) * t + p[2]) * y;
     };
-    return {velocity, {}, {y0}, {{{}, {a}}, {{}, {b}}, {{}, {c}}}, linspace(0, end, steps),
+    return {velocity,
+            {},
+            {y0},
+            {{{}, {a}}, {{}, {b}}, {{}, {c}}},
+            linspace(0, end, steps),
             [](const Var& y) { return 0.5 * square(y); }};
   }
   // Relative errors of the four gradients.
@@ -141,8 +148,8 @@ struct AdjointScaling {
   }
 };
 
-// R9: y' = -k (y - cos t) - sin t, loss y(T). The state stays near cos t while dLoss/dy0 = R(-k h)^N,
-// R the method's stability function, falls by 2^58.
+// R9: y' = -k (y - cos t) - sin t, loss y(T). The state stays near cos t while dLoss/dy0 = R(-k
+// h)^N, R the method's stability function, falls by 2^58.
 struct AdjointRange {
   double k = 10, end = 4;
   int steps = 256;
@@ -161,7 +168,8 @@ struct AdjointRange {
   }
 };
 
-// R10: y' = W2 tanh(W1 y + b1 + t w) + b2 on [0, 1] with fixed random weights, loss mean |y(1)|^2 / 2.
+// R10: y' = W2 tanh(W1 y + b1 + t w) + b2 on [0, 1] with fixed random weights, loss mean |y(1)|^2
+// / 2.
 inline Problem tanh_network(int batch, int hidden, const std::vector<double>& times,
                             std::uint64_t seed = 10) {
   const std::int64_t n = hidden;
@@ -177,10 +185,13 @@ inline Problem tanh_network(int batch, int hidden, const std::vector<double>& ti
   const auto velocity = [](const Var& t, const Var& y, std::span<const Var> p) {
     return matmul(tanh(matmul(y, p[0]) + (p[1] + t * p[2])), p[3]) + p[4];
   };
-  Problem problem{velocity, {batch, 2}, normal({batch, 2}, 1).values,
+  Problem problem{velocity,
+                  {batch, 2},
+                  normal({batch, 2}, 1).values,
                   {normal({2, n}, 1), normal({n}, 1), normal({n}, 1),
                    normal({n, 2}, 1 / std::sqrt(double(n))), normal({2}, 0.1)},
-                  times, [](const Var& y) { return 0.5 * mean(square(y)); }};
+                  times,
+                  [](const Var& y) { return 0.5 * mean(square(y)); }};
   return problem;
 }
 

@@ -18,7 +18,8 @@ Program layer() {
   const Var x = tape.leaf(Tensor::zeros({4, 3}, DType::f32), "x");
   const Var w = tape.leaf(Tensor::zeros({3, 2}, DType::f32), "w", Role::parameter);
   const Var b = tape.leaf(Tensor::zeros({2}, DType::f32), "b", Role::parameter);
-  const Var y = tanh(matmul(x, w) + sin(t) * b);
+  const Var product = matmul(x, w);
+  const Var y = tanh(product + sin(t) * b);
   Program program = tape.program();
   program.outputs = {y.id()};
   return program;

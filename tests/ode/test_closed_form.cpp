@@ -1,4 +1,5 @@
-// Gradients against closed forms of the discrete method: what the adjoint replay must reproduce in f64.
+// Gradients against closed forms of the discrete method: what the adjoint replay must reproduce in
+// f64.
 //
 // R: stability function, R(z) = 1 + sum_k (b^T A^k 1) z^{k+1}; on y' = theta y a step multiplies by
 // R(theta h).
@@ -54,7 +55,8 @@ struct ClosedForm {
   std::vector<double> y, times_bar;
   double y0_bar = 0, theta_bar = 0;
 };
-ClosedForm linear_closed_form(const Tableau& m, double theta, double y0, const std::vector<double>& times, int substeps,
+ClosedForm linear_closed_form(const Tableau& m, double theta, double y0,
+                              const std::vector<double>& times, int substeps,
                               const std::vector<double>& w) {
   const std::vector<double> r = stability_polynomial(m);
   const std::vector<double> dr = derivative(r);
@@ -67,7 +69,8 @@ ClosedForm linear_closed_form(const Tableau& m, double theta, double y0, const s
     result.y.push_back(result.y.back() * std::pow(at(r, theta * h), substeps));
     log_derivative.push_back(at(dr, theta * h) / at(r, theta * h));
   }
-  std::vector<double> width_bar(intervals);  // dL/d(t_{j+1} - t_j): each of its steps is a share 1/substeps
+  std::vector<double> width_bar(
+      intervals);  // dL/d(t_{j+1} - t_j): each of its steps is a share 1/substeps
   for (std::size_t j = 0; j <= intervals; ++j) {
     result.y0_bar += w[j] * result.y[j] / y0;
     for (std::size_t i = 0; i < j; ++i) {
@@ -83,7 +86,8 @@ ClosedForm linear_closed_form(const Tableau& m, double theta, double y0, const s
   return result;
 }
 
-Solved solve_weighted(const Problem& problem, const OdeOptions& options, const std::vector<double>& w) {
+Solved solve_weighted(const Problem& problem, const OdeOptions& options,
+                      const std::vector<double>& w) {
   return test::solve(problem, options, [&](const State& saved) {
     return sum(saved[0] * Tensor::from({std::int64_t(w.size())}, w, saved[0].dtype()));
   });
@@ -107,11 +111,12 @@ TEST_CASE("R1: y' = theta y gives the reference figures for RK4 and Euler") {
     const char* method;
     double y, dtheta, d;
   };
-  for (const Reference& r : {Reference{"rk4", 0.3699001302227436, 0.7397658209897275, -0.2589180373464046},
-                             Reference{"euler", 0.3219013866213226, 0.780366997869873, -0.2731284492544556}}) {
+  for (const Reference& r :
+       {Reference{"rk4", 0.3699001302227436, 0.7397658209897275, -0.2589180373464046},
+        Reference{"euler", 0.3219013866213226, 0.780366997869873, -0.2731284492544556}}) {
     CAPTURE(r.method);
-    const Solved s = solve_weighted(test::linear(-0.7, 1.5, linspace(0, 2, 8), DType::f64), options_for(r.method),
-                                    {0, 0, 0, 0, 0, 0, 0, 0, 1});
+    const Solved s = solve_weighted(test::linear(-0.7, 1.5, linspace(0, 2, 8), DType::f64),
+                                    options_for(r.method), {0, 0, 0, 0, 0, 0, 0, 0, 1});
     CHECK(relative_error({s.y[0].to_vector()[8]}, {r.y}) <= 1e-13);
     CHECK(relative_error({s.y0_bar[0].item()}, {r.y / 1.5}) <= 1e-13);
     CHECK(relative_error({s.theta_bar[0].item()}, {r.dtheta}) <= 1e-13);
@@ -120,7 +125,9 @@ TEST_CASE("R1: y' = theta y gives the reference figures for RK4 and Euler") {
   }
 }
 
-TEST_CASE("R1: every method gives the discrete gradients of y' = theta y to 1e-13 on every grid, with substeps") {
+TEST_CASE(
+    "R1: every method gives the discrete gradients of y' = theta y to 1e-13 on every grid, with "
+    "substeps") {
   for (const Tableau& method : tableaus()) {
     for (const NamedGrid& grid : grids()) {
       for (const int substeps : {1, 3, 4}) {
@@ -133,7 +140,8 @@ TEST_CASE("R1: every method gives the discrete gradients of y' = theta y to 1e-1
         }
         OdeOptions options = options_for(method.name);
         options.substeps = substeps;
-        const Solved s = solve_weighted(test::linear(-0.7, 1.5, grid.times, DType::f64), options, w);
+        const Solved s =
+            solve_weighted(test::linear(-0.7, 1.5, grid.times, DType::f64), options, w);
         const ClosedForm exact = linear_closed_form(method, -0.7, 1.5, grid.times, substeps, w);
         CHECK(relative_error(s.y[0].to_vector(), exact.y) <= 1e-13);
         CHECK(relative_error({s.y0_bar[0].item()}, {exact.y0_bar}) <= 1e-13);
@@ -151,7 +159,8 @@ TEST_CASE("R1: a batch shares theta and the times: their gradients are sums over
   problem.y0[0].second = Tensor::from({3}, starts, DType::f64);
   for (const Tableau& method : tableaus()) {
     CAPTURE(method.name);
-    const Solved s = test::solve(problem, options_for(method.name), [](const State& saved) { return sum(saved[0]); });
+    const Solved s = test::solve(problem, options_for(method.name),
+                                 [](const State& saved) { return sum(saved[0]); });
     double theta_bar = 0;
     std::vector<double> times_bar(3), y0_bar;
     for (const double start : starts) {
@@ -171,7 +180,9 @@ TEST_CASE("R1: a batch shares theta and the times: their gradients are sums over
 // theta t^4 for a state that does not enter; g and g' below.
 Problem quartic_in_time(double theta, std::vector<double> times) {
   return {[](const Var& t, const Var&, std::span<const Var> p) { return p[0] * square(square(t)); },
-          {{"y", Tensor::scalar(0.5, DType::f64)}}, std::move(times), {Tensor::scalar(theta, DType::f64)}};
+          {{"y", Tensor::scalar(0.5, DType::f64)}},
+          std::move(times),
+          {Tensor::scalar(theta, DType::f64)}};
 }
 
 TEST_CASE("R1b: y' = theta t^4 gives each time point the gradient that every c_s implies") {
@@ -199,7 +210,8 @@ TEST_CASE("R1b: y' = theta t^4 gives each time point the gradient that every c_s
         }
       }
       w.back() = 1;
-      const Solved s = solve_weighted(quartic_in_time(theta, grid.times), options_for(method.name), w);
+      const Solved s =
+          solve_weighted(quartic_in_time(theta, grid.times), options_for(method.name), w);
       CHECK(relative_error({s.y[0].to_vector().back()}, {y}) <= 1e-13);
       CHECK(s.y0_bar[0].item() == 1.0);
       CHECK(relative_error({s.theta_bar[0].item()}, {theta_bar}) <= 1e-13);
@@ -208,11 +220,14 @@ TEST_CASE("R1b: y' = theta t^4 gives each time point the gradient that every c_s
   }
 }
 
-TEST_CASE("R4: Euler on 11 points of y' = y gives 1.1^10, with its gradient, and calls back once a step") {
+TEST_CASE(
+    "R4: Euler on 11 points of y' = y gives 1.1^10, with its gradient, and calls back once a "
+    "step") {
   for (const bool user_grid : {false, true}) {
     CAPTURE(user_grid);
-    const std::vector<double> times = user_grid ? std::vector<double>{0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0}
-                                                : linspace(0, 1, 10);
+    const std::vector<double> times =
+        user_grid ? std::vector<double>{0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0}
+                  : linspace(0, 1, 10);
     OdeOptions options = options_for("euler");
     std::vector<StepInfo> calls;
     options.on_step = [&](const StepInfo& info) { calls.push_back(info); };
@@ -233,8 +248,11 @@ TEST_CASE("R4: Euler on 11 points of y' = y gives 1.1^10, with its gradient, and
   }
 }
 
-TEST_CASE("R4: the number of callbacks is the number of steps with substeps too, and the last one is at the end") {
-  for (const GradientMethod gradient : {GradientMethod::replay, GradientMethod::backprop, GradientMethod::none}) {
+TEST_CASE(
+    "R4: the number of callbacks is the number of steps with substeps too, and the last one is at "
+    "the end") {
+  for (const GradientMethod gradient :
+       {GradientMethod::replay, GradientMethod::backprop, GradientMethod::none}) {
     OdeOptions options = options_for("rk4");
     options.substeps = 3;
     options.gradient = gradient;
@@ -246,7 +264,8 @@ TEST_CASE("R4: the number of callbacks is the number of steps with substeps too,
     };
     Tape tape;
     const Var y0 = tape.leaf(Tensor::scalar(1, DType::f64));
-    const OdeResult result = odeint([](const Var&, const Var& y) { return -y; }, y0, {0, 0.1, 0.7}, {}, options);
+    const OdeResult result =
+        odeint([](const Var&, const Var& y) { return -y; }, y0, {0, 0.1, 0.7}, {}, options);
     CHECK(result.ok());
     CHECK(result.report().steps == 6);
     CHECK(result.report().evaluations == 24);
@@ -255,11 +274,15 @@ TEST_CASE("R4: the number of callbacks is the number of steps with substeps too,
   }
 }
 
-TEST_CASE("R4: one point of time gives back y0 bit for bit, with gradient 1 and no step, whatever the method") {
-  for (const GradientMethod gradient : {GradientMethod::replay, GradientMethod::backprop, GradientMethod::continuous_adjoint}) {
+TEST_CASE(
+    "R4: one point of time gives back y0 bit for bit, with gradient 1 and no step, whatever the "
+    "method") {
+  for (const GradientMethod gradient :
+       {GradientMethod::replay, GradientMethod::backprop, GradientMethod::continuous_adjoint}) {
     for (const Save& save : {Save::all(), Save::last(), Save::at({0})}) {
       for (const DType low : {DType::f64, DType::f16}) {
-        OdeOptions options = options_for("rk4", low == DType::f64 ? Precision::uniform(low) : Precision::mixed(low));
+        OdeOptions options =
+            options_for("rk4", low == DType::f64 ? Precision::uniform(low) : Precision::mixed(low));
         options.gradient = gradient;
         options.save = save;
         options.on_step = [](const StepInfo&) { FAIL("no step is taken"); };
@@ -267,7 +290,8 @@ TEST_CASE("R4: one point of time gives back y0 bit for bit, with gradient 1 and 
         // 0.1 and 1e-3 are not f16 numbers: what is returned was never rounded to L.
         Problem problem = test::linear(-0.7, 0, {0.3}, high);
         problem.y0[0].second = Tensor::from({2}, {0.1, 1e-3}, high);
-        const Solved s = test::solve(problem, options, [](const State& saved) { return sum(saved[0] * 3.0); });
+        const Solved s =
+            test::solve(problem, options, [](const State& saved) { return sum(saved[0] * 3.0); });
         CHECK(s.y[0].to_vector() == problem.y0[0].second.to_vector());
         CHECK(s.y[0].shape() == (save.kind == Save::Kind::last ? Shape{2} : Shape{1, 2}));
         CHECK(s.y0_bar[0].to_vector() == std::vector<double>{3, 3});
@@ -311,8 +335,11 @@ Problem flow(const VelocityFunction& velocity, DType dtype) {
           {flow_matrix(dtype)}};
 }
 
-TEST_CASE("R19: log p of the linear flow changes by -tr(A) T and its gradient with respect to A is -T I, in f64") {
-  for (const auto& velocity : {VelocityFunction(flow_by_trace), VelocityFunction(flow_by_derivative)}) {
+TEST_CASE(
+    "R19: log p of the linear flow changes by -tr(A) T and its gradient with respect to A is -T I, "
+    "in f64") {
+  for (const auto& velocity :
+       {VelocityFunction(flow_by_trace), VelocityFunction(flow_by_derivative)}) {
     for (const Tableau& method : tableaus()) {
       CAPTURE(method.name);
       OdeOptions options = options_for(method.name);
@@ -322,15 +349,19 @@ TEST_CASE("R19: log p of the linear flow changes by -tr(A) T and its gradient wi
       const double trace = 0.2;
       CHECK(relative_error(s.y[1].to_vector(), std::vector<double>(batch, -trace * 1.5)) <= 1e-13);
       CHECK(relative_error(s.theta_bar[0].to_vector(), {-1.5, 0, 0, -1.5}) <= 1e-13);
-      CHECK(relative_error(s.y0_bar[1].to_vector(), std::vector<double>(batch, 1.0 / batch)) <= 1e-13);
+      CHECK(relative_error(s.y0_bar[1].to_vector(), std::vector<double>(batch, 1.0 / batch)) <=
+            1e-13);
       CHECK(s.y0_bar[0].to_vector() == std::vector<double>(2 * batch, 0.0));
       // dL/dT = -tr(A), and only the ends move the length of the solve.
-      CHECK(relative_error({s.times_bar.to_vector().front(), s.times_bar.to_vector().back()}, {trace, -trace}) <= 1e-13);
+      CHECK(relative_error({s.times_bar.to_vector().front(), s.times_bar.to_vector().back()},
+                           {trace, -trace}) <= 1e-13);
     }
   }
 }
 
-TEST_CASE("R19: the flow with z stored in f16 and log p in f32 keeps log p to f16 and stores what it says") {
+TEST_CASE(
+    "R19: the flow with z stored in f16 and log p in f32 keeps log p to f16 and stores what it "
+    "says") {
   OdeOptions options = options_for("rk4", Precision::mixed(DType::f16));
   options.stored["logp"] = {DType::f32, 0};
   const Problem problem = flow(flow_by_derivative, DType::f32);
@@ -344,11 +375,13 @@ TEST_CASE("R19: the flow with z stored in f16 and log p in f32 keeps log p to f1
   for (std::int64_t i = 0; i < batch; ++i) {
     CHECK(std::fabs(logp[std::size_t(12 * batch + i)] + 0.3) <= 0.3 * 4 * u);
   }
-  // z and its gradients against the same grid in f64: f16's roundings, grown by at most e^{|A| T} < 8.
+  // z and its gradients against the same grid in f64: f16's roundings, grown by at most e^{|A| T}
+  // < 8.
   OdeOptions high = options_for("rk4");
-  const Solved exact = test::solve(flow(flow_by_derivative, DType::f64), high, [](const State& saved) {
-    return mean(slice(saved["logp"], 0, 12, 13)) + sum(square(slice(saved["z"], 0, 12, 13)));
-  });
+  const Solved exact =
+      test::solve(flow(flow_by_derivative, DType::f64), high, [](const State& saved) {
+        return mean(slice(saved["logp"], 0, 12, 13)) + sum(square(slice(saved["z"], 0, 12, 13)));
+      });
   CHECK(relative_error(s.y[0], exact.y[0]) <= 8 * u);
   CHECK(relative_error(s.y0_bar[0], exact.y0_bar[0]) <= 8 * u);
   CHECK(relative_error(s.theta_bar[0], exact.theta_bar[0]) <= 8 * u);

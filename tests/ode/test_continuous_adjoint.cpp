@@ -41,7 +41,8 @@ Orders observed_orders(const Problem& problem, const std::string& method) {
     options.gradient = GradientMethod::continuous_adjoint;
     const Solved continuous = test::solve(problem, options);
     CHECK(test::same_bits(discrete.y[0], continuous.y[0]));
-    const double d[3] = {distance(continuous.y0_bar, discrete.y0_bar), distance(continuous.theta_bar, discrete.theta_bar),
+    const double d[3] = {distance(continuous.y0_bar, discrete.y0_bar),
+                         distance(continuous.theta_bar, discrete.theta_bar),
                          distance({continuous.times_bar}, {discrete.times_bar})};
     if (std::min({d[0], d[1], d[2]}) > 1e-12) {
       h.push_back(1.0 / options.substeps);
@@ -51,7 +52,8 @@ Orders observed_orders(const Problem& problem, const std::string& method) {
     }
   }
   REQUIRE(h.size() >= 4);
-  return {test::fitted_slope(h, distances[0]), test::fitted_slope(h, distances[1]), test::fitted_slope(h, distances[2])};
+  return {test::fitted_slope(h, distances[0]), test::fitted_slope(h, distances[1]),
+          test::fitted_slope(h, distances[2])};
 }
 
 void check_orders(const Problem& problem) {
@@ -66,7 +68,9 @@ void check_orders(const Problem& problem) {
 }
 
 // Losses at every save time, so that the inner time points have gradients of their own.
-TEST_CASE("the continuous adjoint converges to the replay's gradients with the method's order, inner times included") {
+TEST_CASE(
+    "the continuous adjoint converges to the replay's gradients with the method's order, inner "
+    "times included") {
   check_orders(test::tanh_net({0, 0.4, 1.0, 1.5}, DType::f64));
 }
 
@@ -78,7 +82,9 @@ TEST_CASE("the continuous adjoint converges for a tuple state") {
   check_orders(test::oscillator({0, 0.5, 1.2}, DType::f64));
 }
 
-TEST_CASE("on y' = theta y the continuous adjoint has the gradients of the exact solution in the limit, times included") {
+TEST_CASE(
+    "on y' = theta y the continuous adjoint has the gradients of the exact solution in the limit, "
+    "times included") {
   const double theta = -0.7, y0 = 1.5, end = 1.0;
   OdeOptions options = options_for("rk4");
   options.substeps = 200;  // h^4 = 6e-10 times constants below one
@@ -115,8 +121,8 @@ TEST_CASE("in f16 the continuous adjoint with dynamic scaling stays within f16's
   exact_options.gradient = GradientMethod::continuous_adjoint;
   const Solved exact = test::solve(test::tanh_net(times, DType::f64), exact_options);
   CHECK(half.report.status.ok());
-  // Time is one unit and the field's Lipschitz constant about one: the roundings of slopes and VJPs add
-  // up to a few u, whatever the number of steps.
+  // Time is one unit and the field's Lipschitz constant about one: the roundings of slopes and VJPs
+  // add up to a few u, whatever the number of steps.
   const double tolerance = 8 * facts(DType::f16).unit_roundoff;
   CHECK(test::relative_error(half.y0_bar[0], exact.y0_bar[0]) <= tolerance);
   for (std::size_t p = 0; p < exact.theta_bar.size(); ++p) {

@@ -1,4 +1,5 @@
-// What goes wrong in a solve: outcomes are told apart, texts say where, and nothing of the user's changes.
+// What goes wrong in a solve: outcomes are told apart, texts say where, and nothing of the user's
+// changes.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -15,7 +16,9 @@ using test::relative_error;
 using test::same_bits;
 using test::Solved;
 
-OdeOptions f16_options(const std::string& method) { return options_for(method, Precision::mixed(DType::f16)); }
+OdeOptions f16_options(const std::string& method) {
+  return options_for(method, Precision::mixed(DType::f16));
+}
 
 // --- losses and adjoints that are partly or wholly zero ---
 
@@ -35,7 +38,8 @@ TEST_CASE("a loss that ignores y(T) has gradients, and the steps after the last 
   CHECK(relative_error(replay.theta_bar[0], tape.theta_bar[0]) <= 1e-13);
   CHECK(relative_error(replay.times_bar, tape.times_bar) <= 1e-13);
 
-  const Solved half = test::solve(test::tanh_net({0, 0.3, 0.5, 0.9, 1.3}, DType::f32), f16_options("rk4"), inner);
+  const Solved half =
+      test::solve(test::tanh_net({0, 0.3, 0.5, 0.9, 1.3}, DType::f32), f16_options("rk4"), inner);
   CHECK(half.report.vjps == 2 * 4);
   CHECK(half.report.retries() == 0);
   // Eight stages in f16 with weights of order one.
@@ -55,8 +59,10 @@ TEST_CASE("a loss on y0 alone passes its gradient to y0 untouched") {
 }
 
 TEST_CASE("a zero adjoint gives zero gradients without a VJP or a retry, whatever the scaling") {
-  for (const Scaling& scaling : {Scaling{}, Scaling::none(), Scaling::fixed(10), Scaling::dynamic()}) {
-    for (const GradientMethod gradient : {GradientMethod::replay, GradientMethod::continuous_adjoint}) {
+  for (const Scaling& scaling :
+       {Scaling{}, Scaling::none(), Scaling::fixed(10), Scaling::dynamic()}) {
+    for (const GradientMethod gradient :
+         {GradientMethod::replay, GradientMethod::continuous_adjoint}) {
       OdeOptions options = f16_options("rk4");
       options.scaling = scaling;
       options.gradient = gradient;
@@ -73,7 +79,9 @@ TEST_CASE("a zero adjoint gives zero gradients without a VJP or a retry, whateve
   }
 }
 
-TEST_CASE("an adjoint that becomes exactly zero midway is fine: y' = -y with Euler and h = 1 forgets its start") {
+TEST_CASE(
+    "an adjoint that becomes exactly zero midway is fine: y' = -y with Euler and h = 1 forgets its "
+    "start") {
   for (const char* precision : {"f64", "f16"}) {
     OdeOptions options = options_for("euler", Precision::parse(precision));
     const Problem problem = test::linear(-1.0, 2.0, {0, 1, 2, 3}, options.precision.accumulate);
@@ -104,7 +112,8 @@ Failed failing_solve(const Problem& problem, const OdeOptions& options) {
   for (const Tensor& value : problem.theta) {
     theta.push_back(tape.leaf(value));
   }
-  const OdeResult result = odeint(problem.velocity, State(names, y0), problem.times, theta, options);
+  const OdeResult result =
+      odeint(problem.velocity, State(names, y0), problem.times, theta, options);
   CHECK(!result.ok());
   CHECK(!result.status().ok());
   CHECK(result.report().status.text == result.status().text);
@@ -133,7 +142,8 @@ TEST_CASE("a model that is NaN is reported with step, time, stage and op, and no
     CHECK(failed.status.op == "log");
     CHECK(failed.retries == 0);
     CHECK(failed.status.text ==
-          "odeint: the velocity is not finite at step 2 of 4 (t = 1.5, stage 3) in op 'log' - 0 inf, 1 nan of 1. Fix: check "
+          "odeint: the velocity is not finite at step 2 of 4 (t = 1.5, stage 3) in op 'log' - 0 "
+          "inf, 1 nan of 1. Fix: check "
           "the model there, or take smaller steps.");
   }
 }
@@ -147,16 +157,20 @@ TEST_CASE("plain backpropagation reports a NaN model at the same place") {
   CHECK(failed.status.stage == 3);
   CHECK(failed.status.op == "log");
   CHECK(failed.status.text ==
-        "odeint: the velocity is not finite at step 2 of 4 (t = 1.5, stage 3) in op 'log'. Fix: check the model there, take "
+        "odeint: the velocity is not finite at step 2 of 4 (t = 1.5, stage 3) in op 'log'. Fix: "
+        "check the model there, take "
         "smaller steps, or use a wider compute dtype.");
 }
 
-TEST_CASE("a slope that is infinite is reported even where the method gives it weight 0 and the step ends finite") {
+TEST_CASE(
+    "a slope that is infinite is reported even where the method gives it weight 0 and the step "
+    "ends finite") {
   // Midpoint: k_1 = 1/0, then k_2 = 1/inf = 0.
   Problem problem = test::linear(0, 0, {0, 1}, DType::f64);
   problem.velocity = [](const Var&, const Var& y) { return 1.0 / y; };
   problem.theta.clear();
-  for (const GradientMethod gradient : {GradientMethod::replay, GradientMethod::none, GradientMethod::backprop}) {
+  for (const GradientMethod gradient :
+       {GradientMethod::replay, GradientMethod::none, GradientMethod::backprop}) {
     OdeOptions options = options_for("midpoint");
     options.gradient = gradient;
     const Failed failed = failing_solve(problem, options);
@@ -166,7 +180,8 @@ TEST_CASE("a slope that is infinite is reported even where the method gives it w
   }
 }
 
-TEST_CASE("an overflow of f16 is told apart from a model that is not finite, and has its own remedy") {
+TEST_CASE(
+    "an overflow of f16 is told apart from a model that is not finite, and has its own remedy") {
   Problem problem = test::linear(0, 300, {0, 0.001, 0.002}, DType::f32);
   problem.velocity = [](const Var&, const Var& y) { return y * y; };
   problem.theta.clear();
@@ -176,7 +191,8 @@ TEST_CASE("an overflow of f16 is told apart from a model that is not finite, and
   CHECK(failed.status.t == 0);
   CHECK(failed.status.op == "mul");
   CHECK(failed.status.text ==
-        "odeint: f16 overflowed at step 0 of 2 (t = 0, stage 0) in op 'mul' - 1 inf, 0 nan of 1; the same point is finite in "
+        "odeint: f16 overflowed at step 0 of 2 (t = 0, stage 0) in op 'mul' - 1 inf, 0 nan of 1; "
+        "the same point is finite in "
         "f32. Fix: use Precision::mixed with bf16 or uniform f32, or scale the state.");
   // The remedies work.
   for (const Precision& p : {Precision::mixed(DType::bf16), Precision::uniform(DType::f32)}) {
@@ -201,7 +217,8 @@ TEST_CASE("a state that does not fit its stored format is an outcome of its own"
   CHECK(failed.status.outcome == Outcome::stored_overflow);
   CHECK(failed.status.op == "store");
   CHECK(failed.status.text ==
-        "odeint: the state does not fit its stored format at step 0 of 2 (t = 0) - stored are 'x' f16 with 2^20, 'v' f16 "
+        "odeint: the state does not fit its stored format at step 0 of 2 (t = 0) - stored are 'x' "
+        "f16 with 2^20, 'v' f16 "
         "with 2^0. Fix: give the component a smaller stored exponent or a wider stored dtype.");
 }
 
@@ -209,11 +226,13 @@ TEST_CASE("a state that leaves its range though every slope is finite says so") 
   Problem problem = test::linear(0, 6e4, {0, 1, 2}, DType::f32);
   problem.velocity = [](const Var&, const Var& y) { return y * 0.0 + 6e4; };
   problem.theta.clear();
-  const Failed failed = failing_solve(problem, options_for("euler", Precision::uniform(DType::f16)));
+  const Failed failed =
+      failing_solve(problem, options_for("euler", Precision::uniform(DType::f16)));
   CHECK(failed.status.outcome == Outcome::model_not_finite);
   CHECK(failed.status.op == "update");
   CHECK(failed.status.text ==
-        "odeint: the state left the range of f16 at step 0 of 2 (t = 0), though every slope is finite. Fix: take smaller "
+        "odeint: the state left the range of f16 at step 0 of 2 (t = 0), though every slope is "
+        "finite. Fix: take smaller "
         "steps, or check the model for growth.");
 }
 
@@ -227,12 +246,14 @@ struct Pending {
   std::unique_ptr<OdeResult> result;
   Var loss;
 
-  Pending(const Problem& problem, const OdeOptions& options, const test::Loss& loss_of = test::weighted_squares) {
+  Pending(const Problem& problem, const OdeOptions& options,
+          const test::Loss& loss_of = test::weighted_squares) {
     y0 = tape.leaf(problem.y0[0].second);
     for (const Tensor& value : problem.theta) {
       theta.push_back(tape.leaf(value));
     }
-    result = std::make_unique<OdeResult>(odeint(problem.velocity, y0, problem.times, theta, options));
+    result =
+        std::make_unique<OdeResult>(odeint(problem.velocity, y0, problem.times, theta, options));
     loss = loss_of(result->value());
   }
 };
@@ -251,7 +272,9 @@ Status failing_backward(Pending& pending) {
   return pending.result->status();
 }
 
-TEST_CASE("a model that is not finite when replayed backwards is reported and not retried as an overflow") {
+TEST_CASE(
+    "a model that is not finite when replayed backwards is reported and not retried as an "
+    "overflow") {
   // 1 - 2^-13 is stored as 1 in f16: log(1 - y) is finite forward and -inf in the replay.
   Precision precision = Precision::mixed(DType::f32);
   precision.state = DType::f16;
@@ -267,7 +290,8 @@ TEST_CASE("a model that is not finite when replayed backwards is reported and no
     CHECK(status.op == "log");
     CHECK(status.t == 0.5);  // y(0.5) is still 1 - 2^-13: the last step is the first replayed
     CHECK(status.text ==
-          "adjoint: the replayed velocity is not finite at step 1 of 2 (t = 0.5, stage 0) in op 'log'. Fix: check the model "
+          "adjoint: the replayed velocity is not finite at step 1 of 2 (t = 0.5, stage 0) in op "
+          "'log'. Fix: check the model "
           "there, or store the states in a wider dtype.");
     CHECK(pending.result->report().retries() == 0);
     CHECK(pending.result->report().vjps == 0);
@@ -282,7 +306,8 @@ TEST_CASE("a derivative that is infinite at every scale is reported with its op"
     Problem problem = test::linear(0, 0, {0, 0.5}, p.accumulate);
     problem.velocity = [](const Var&, const Var& y) { return sqrt(y) * 1.0; };
     problem.theta.clear();
-    Pending pending(problem, options_for("euler", p), [](const State& saved) { return sum(saved[0]); });
+    Pending pending(problem, options_for("euler", p),
+                    [](const State& saved) { return sum(saved[0]); });
     const Status status = failing_backward(pending);
     CHECK(status.outcome == Outcome::derivative_not_finite);
     CHECK(status.step == 0);
@@ -294,15 +319,18 @@ TEST_CASE("a derivative that is infinite at every scale is reported with its op"
 }
 
 TEST_CASE("a loss gradient that is not finite is reported as the seed's, not as the model's") {
-  Pending pending(test::tanh_net({0, 0.5}, DType::f32), f16_options("rk4"),
-                  [](const State& saved) { return sum(saved[0]) * std::numeric_limits<double>::infinity(); });
+  Pending pending(test::tanh_net({0, 0.5}, DType::f32), f16_options("rk4"), [](const State& saved) {
+    return sum(saved[0]) * std::numeric_limits<double>::infinity();
+  });
   const Status status = failing_backward(pending);
   CHECK(status.outcome == Outcome::derivative_not_finite);
   CHECK(status.op == "seed");
   CHECK(pending.result->report().retries() == 0);
 }
 
-TEST_CASE("a fixed scale that is too large is an error by default, and non-finite gradients when asked to propagate") {
+TEST_CASE(
+    "a fixed scale that is too large is an error by default, and non-finite gradients when asked "
+    "to propagate") {
   OdeOptions options = f16_options("rk4");
   options.scaling = Scaling::fixed(30);
   const Problem problem = test::tanh_net({0, 0.5, 1}, DType::f32);
@@ -374,31 +402,41 @@ enum class Fault { none, throws_while_recorded, overflows, not_a_number, derivat
 
 Velocity velocity_with(const Owned& owned, Fault fault) {
   return [&owned, fault](const Var& t, const Var& y, std::span<const Var> p) {
-    const Var slope = tanh(matmul(y, p[0]) + owned.captured()) * y.tape().parameter(owned.parameter);
+    const Var slope =
+        tanh(matmul(y, p[0]) + owned.captured()) * y.tape().parameter(owned.parameter);
     switch (fault) {
-      case Fault::throws_while_recorded: throw Interrupted("the user's own");
-      case Fault::overflows: return slope * (1e5 * t) * (1e5 * y);
-      case Fault::not_a_number: return slope * log(0.4 - t);
-      case Fault::derivative: return slope + sqrt(y * 0.0);
-      case Fault::none: break;
+      case Fault::throws_while_recorded:
+        throw Interrupted("the user's own");
+      case Fault::overflows:
+        return slope * (1e5 * t) * (1e5 * y);
+      case Fault::not_a_number:
+        return slope * log(0.4 - t);
+      case Fault::derivative:
+        return slope + sqrt(y * 0.0);
+      case Fault::none:
+        break;
     }
     return slope;
   };
 }
 
-TEST_CASE("an exception anywhere leaves every user tensor, its dtype and the tape as they were, and a later solve works") {
+TEST_CASE(
+    "an exception anywhere leaves every user tensor, its dtype and the tape as they were, and a "
+    "later solve works") {
   struct Case {
     const char* name;
     Fault fault;
     bool callback_throws, memory_ends, backward_scale_too_large;
   };
-  const std::vector<Case> cases{{"the velocity throws while it is recorded", Fault::throws_while_recorded, false, false, false},
-                                {"f16 overflows", Fault::overflows, false, false, false},
-                                {"the model is NaN", Fault::not_a_number, false, false, false},
-                                {"the derivative is infinite", Fault::derivative, false, false, false},
-                                {"on_step throws", Fault::none, true, false, false},
-                                {"memory ends", Fault::none, false, true, false},
-                                {"backward overflows", Fault::none, false, false, true}};
+  const std::vector<Case> cases{
+      {"the velocity throws while it is recorded", Fault::throws_while_recorded, false, false,
+       false},
+      {"f16 overflows", Fault::overflows, false, false, false},
+      {"the model is NaN", Fault::not_a_number, false, false, false},
+      {"the derivative is infinite", Fault::derivative, false, false, false},
+      {"on_step throws", Fault::none, true, false, false},
+      {"memory ends", Fault::none, false, true, false},
+      {"backward overflows", Fault::none, false, false, true}};
   for (const GradientMethod gradient : {GradientMethod::replay, GradientMethod::backprop}) {
     for (const Case& c : cases) {
       CAPTURE(c.name);
@@ -427,7 +465,8 @@ TEST_CASE("an exception anywhere leaves every user tensor, its dtype and the tap
         if (c.memory_ends) {
           set_memory_limit(memory_stats().live_bytes + 500);
         }
-        const OdeResult result = odeint(velocity_with(owned, c.fault), y0, times, {weight}, failing);
+        const OdeResult result =
+            odeint(velocity_with(owned, c.fault), y0, times, {weight}, failing);
         (void)tape.backward(sum(square(result.value()[0])));
       } catch (const Interrupted&) {
         threw = c.callback_throws || c.fault == Fault::throws_while_recorded;
@@ -438,7 +477,8 @@ TEST_CASE("an exception anywhere leaves every user tensor, its dtype and the tap
       }
       set_memory_limit(0);
       // The long tape has no scaled VJPs, so nothing overflows there.
-      CHECK(threw == !(gradient == GradientMethod::backprop && (c.backward_scale_too_large || c.fault == Fault::derivative)));
+      CHECK(threw == !(gradient == GradientMethod::backprop &&
+                       (c.backward_scale_too_large || c.fault == Fault::derivative)));
       owned.check_unchanged();
       if (c.callback_throws && gradient == GradientMethod::replay) {
         CHECK(tape.program().instructions.size() == instructions);
@@ -452,7 +492,8 @@ TEST_CASE("an exception anywhere leaves every user tensor, its dtype and the tap
       const Var fresh_y0 = fresh.leaf(owned.tensors[0]);
       const Var fresh_weight = fresh.leaf(owned.tensors[1]);
       const Var fresh_times = fresh.leaf(owned.tensors[2], "times", Role::time);
-      CHECK(same_bits(gradient_on(tape, y0, weight, times), gradient_on(fresh, fresh_y0, fresh_weight, fresh_times)));
+      CHECK(same_bits(gradient_on(tape, y0, weight, times),
+                      gradient_on(fresh, fresh_y0, fresh_weight, fresh_times)));
       owned.check_unchanged();
     }
   }
@@ -474,7 +515,8 @@ TEST_CASE("backward leaves its seed, the saved states and the inputs as they wer
   Tape tape;
   const Var y0 = tape.leaf(owned.tensors[0]);
   const Var weight = tape.leaf(owned.tensors[1]);
-  const OdeResult result = odeint(velocity_with(owned, Fault::none), y0, {0, 0.5, 1}, {weight}, f16_options("rk4"));
+  const OdeResult result =
+      odeint(velocity_with(owned, Fault::none), y0, {0, 0.5, 1}, {weight}, f16_options("rk4"));
   const Var y = result.value()[0];
   const Tensor seed = test::normal(y.shape(), DType::f32, 9);
   const Tensor seed_before = seed.clone();

@@ -80,12 +80,18 @@ void check_every_variant(Problem (*problem_on)(std::vector<double>)) {
   }
 }
 
-TEST_CASE("in f64 replay equals the long tape to 1e-13 for a tanh net, whatever the method, grid, losses and storage") {
-  check_every_variant([](std::vector<double> times) { return test::tanh_net(std::move(times), DType::f64); });
+TEST_CASE(
+    "in f64 replay equals the long tape to 1e-13 for a tanh net, whatever the method, grid, losses "
+    "and storage") {
+  check_every_variant(
+      [](std::vector<double> times) { return test::tanh_net(std::move(times), DType::f64); });
 }
 
-TEST_CASE("in f64 replay equals the long tape to 1e-13 for a tuple state whose components feel each other") {
-  check_every_variant([](std::vector<double> times) { return test::oscillator(std::move(times), DType::f64); });
+TEST_CASE(
+    "in f64 replay equals the long tape to 1e-13 for a tuple state whose components feel each "
+    "other") {
+  check_every_variant(
+      [](std::vector<double> times) { return test::oscillator(std::move(times), DType::f64); });
 }
 
 TEST_CASE("a loss on one component of a tuple state alone gives the long tape's gradients") {
@@ -131,7 +137,9 @@ TEST_CASE("parameters of modules used in the velocity get the long tape's gradie
 // multiplied in, which is exact when h is a power of two. A velocity that uses y or a parameter
 // twice adds those two parts of a stage first in the replay, one by one on the tape; time gradients
 // are sums of other terms (h sum_s dt_s - g against h's own cotangent). Both differ by rounding.
-TEST_CASE("where every h is a power of two, state and parameter gradients equal the long tape's bit for bit") {
+TEST_CASE(
+    "where every h is a power of two, state and parameter gradients equal the long tape's bit for "
+    "bit") {
   const std::vector<NamedGrid> dyadic{{"uniform", linspace(0, 1, 8)},
                                       {"non-uniform", {0, 0.25, 0.375, 0.875, 0.9375}},
                                       {"reversed", {2, 1, 0.75, 0.625}}};
@@ -143,7 +151,8 @@ TEST_CASE("where every h is a power of two, state and parameter gradients equal 
           CAPTURE(method.name);
           CAPTURE(substeps);
           CAPTURE(store_every);
-          for (const Problem& problem : {test::tanh_net(grid.times, DType::f64), test::linear(-0.7, 1.5, grid.times, DType::f64)}) {
+          for (const Problem& problem : {test::tanh_net(grid.times, DType::f64),
+                                         test::linear(-0.7, 1.5, grid.times, DType::f64)}) {
             OdeOptions options = options_for(method.name);
             options.substeps = substeps;
             options.store_every = store_every;
@@ -164,7 +173,9 @@ TEST_CASE("where every h is a power of two, state and parameter gradients equal 
   }
 }
 
-TEST_CASE("forward states equal the long tape's bit for bit on any grid, in f64, f32 and mixed precision") {
+TEST_CASE(
+    "forward states equal the long tape's bit for bit on any grid, in f64, f32 and mixed "
+    "precision") {
   for (const Precision& precision : {Precision::uniform(DType::f64), Precision::uniform(DType::f32),
                                      Precision::mixed(DType::f16), Precision::mixed(DType::bf16)}) {
     for (const NamedGrid& grid : grids()) {
@@ -203,15 +214,18 @@ struct SecondOrder {
   std::vector<double> gradient;           // dLoss/dtheta
   std::vector<double> theta_bar, y0_bar;  // of <w, gradient>
 };
-SecondOrder second_order(const std::vector<double>& theta_values, const std::vector<double>& w, GradientMethod method) {
+SecondOrder second_order(const std::vector<double>& theta_values, const std::vector<double>& w,
+                         GradientMethod method) {
   Tape tape;
   const auto n = std::int64_t(theta_values.size());
-  const Var theta = tape.leaf(Tensor::from({n}, theta_values, DType::f64), "theta", Role::parameter);
+  const Var theta =
+      tape.leaf(Tensor::from({n}, theta_values, DType::f64), "theta", Role::parameter);
   const Var y0 = tape.leaf(Tensor::from({2}, {0.7, -0.4}, DType::f64));
   OdeOptions options = options_for("heun");
   options.gradient = method;
   const auto velocity = [](const Var& t, const Var& y, std::span<const Var> p) {
-    return tanh(slice(p[0], 0, 0, 1) * y + t * slice(p[0], 0, 1, 2)) - slice(p[0], 0, 2, 3) * square(y);
+    return tanh(slice(p[0], 0, 0, 1) * y + t * slice(p[0], 0, 1, 2)) -
+           slice(p[0], 0, 2, 3) * square(y);
   };
   const OdeResult result = odeint(velocity, y0, {0, 0.3, 0.9}, {theta}, options);
   const Var gradient = tape.gradient(test::weighted_squares(result.value()), {&theta, 1})[0];
@@ -231,7 +245,9 @@ TEST_CASE("second derivatives go through the long tape and equal differences of 
   std::vector<double> differences;
   constexpr double h = 1e-3;
   for (std::size_t k = 0; k < theta.size(); ++k) {
-    differences.push_back((8 * (along_w(k, h) - along_w(k, -h)) - (along_w(k, 2 * h) - along_w(k, -2 * h))) / (12 * h));
+    differences.push_back(
+        (8 * (along_w(k, h) - along_w(k, -h)) - (along_w(k, 2 * h) - along_w(k, -2 * h))) /
+        (12 * h));
   }
   // 4-point differences: h^4 = 1e-12 and rounding u / h = 1e-13, with constants of order ten.
   CHECK(relative_error(exact.theta_bar, differences) <= 1e-10);
@@ -241,13 +257,16 @@ TEST_CASE("second derivatives go through the long tape and equal differences of 
 TEST_CASE("second derivatives through the replay are an error that names the way out") {
   const std::vector<double> theta{0.8, -0.5, 0.3}, w{1.0, -2.0, 0.5};
   for (const GradientMethod method : {GradientMethod::replay, GradientMethod::continuous_adjoint}) {
-    CHECK_THROWS_WITH_AS(
-        second_order(theta, w, method),
-        "odeint: second derivatives do not go through the replayed adjoint. Fix: use GradientMethod::backprop.", ValueError);
+    CHECK_THROWS_WITH_AS(second_order(theta, w, method),
+                         "odeint: second derivatives do not go through the replayed adjoint. Fix: "
+                         "use GradientMethod::backprop.",
+                         ValueError);
   }
 }
 
-TEST_CASE("a solve asked for no gradient stores nothing, gives the same states, and says so in backward") {
+TEST_CASE(
+    "a solve asked for no gradient stores nothing, gives the same states, and says so in "
+    "backward") {
   const Problem problem = test::tanh_net({0, 0.5, 1}, DType::f64);
   Tape tape;
   std::vector<Var> theta;
@@ -257,11 +276,13 @@ TEST_CASE("a solve asked for no gradient stores nothing, gives the same states, 
   OdeOptions options = options_for("rk4");
   const Tensor expected = test::solve(problem, options).y[0];
   options.gradient = GradientMethod::none;
-  const OdeResult result = odeint(problem.velocity, tape.leaf(problem.y0[0].second), problem.times, theta, options);
+  const OdeResult result =
+      odeint(problem.velocity, tape.leaf(problem.y0[0].second), problem.times, theta, options);
   CHECK(same_bits(result.value()[0].value(), expected));
   CHECK(result.report().stored_bytes == 0);
-  CHECK_THROWS_WITH_AS(tape.backward(sum(result.value()[0])),
-                       "odeint: this solve was asked for no gradient. Fix: use GradientMethod::replay.", ValueError);
+  CHECK_THROWS_WITH_AS(
+      tape.backward(sum(result.value()[0])),
+      "odeint: this solve was asked for no gradient. Fix: use GradientMethod::replay.", ValueError);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// What the options of a solve promise: dtypes by role, what is saved and stored, retracing, callbacks.
+// What the options of a solve promise: dtypes by role, what is saved and stored, retracing,
+// callbacks.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -35,19 +36,24 @@ std::string ops_with_dtypes(const Program& program) {
   std::string text;
   for (const Instruction& instruction : program.instructions) {
     const DType dtype = program.type(program.outputs_of(instruction)[0]).dtype;
-    text += (text.empty() ? "" : ", ") + std::string(instruction.op->name) + " " + std::string(name(dtype));
+    text += (text.empty() ? "" : ", ") + std::string(instruction.op->name) + " " +
+            std::string(name(dtype));
   }
   return text;
 }
 
-TEST_CASE("R23: at f16 a tanh net's time part stays f32, weights are cast once, and what meets the state is f16") {
+TEST_CASE(
+    "R23: at f16 a tanh net's time part stays f32, weights are cast once, and what meets the state "
+    "is f16") {
   const Problem problem = test::tanh_net({0, 1}, DType::f32);
   const auto plan = plan_of(problem, DType::f16, DType::f32);
   CHECK(ops_with_dtypes(*plan->recorded) ==
         "matmul f32, mul f32, add f32, add f32, tanh f32, matmul f32, add f32");
-  // W1 to f16, y W1; t w and + b1 in f32, to f16 once; the sum; tanh; W2 to f16, . W2; b2 to f16; the sum.
+  // W1 to f16, y W1; t w and + b1 in f32, to f16 once; the sum; tanh; W2 to f16, . W2; b2 to f16;
+  // the sum.
   CHECK(ops_with_dtypes(*plan->forward) ==
-        "cast f16, matmul f16, mul f32, add f32, cast f16, add f16, tanh f16, cast f16, matmul f16, cast f16, add f16");
+        "cast f16, matmul f16, mul f32, add f32, cast f16, add f16, tanh f16, cast f16, matmul "
+        "f16, cast f16, add f16");
   CHECK(plan->forward->type(plan->t).dtype == DType::f32);
   CHECK(plan->forward->type(plan->y[0]).dtype == DType::f16);
   CHECK(plan->forward->type(plan->slopes[0]).dtype == DType::f16);
@@ -56,7 +62,9 @@ TEST_CASE("R23: at f16 a tanh net's time part stays f32, weights are cast once, 
   }
 }
 
-TEST_CASE("R23: cotangents of the state are in L, those of parameters and time are formed in f32 and never in L") {
+TEST_CASE(
+    "R23: cotangents of the state are in L, those of parameters and time are formed in f32 and "
+    "never in L") {
   for (const DType low : {DType::f16, DType::bf16, DType::e5m2, DType::e4m3}) {
     CAPTURE(name(low));
     const auto plan = plan_of(test::tanh_net({0, 1}, DType::f32), low, DType::f32);
@@ -85,14 +93,20 @@ TEST_CASE("R23: cotangents of the state are in L, those of parameters and time a
   }
 }
 
-TEST_CASE("R23: ops of class high give f32 inside an f16 velocity and the slope is rounded to f16 at exit") {
-  const Problem problem{[](const Var&, const Var& y) { return exp(-square(y)); }, {{"y", test::normal({4}, DType::f32, 1)}}, {}};
+TEST_CASE(
+    "R23: ops of class high give f32 inside an f16 velocity and the slope is rounded to f16 at "
+    "exit") {
+  const Problem problem{[](const Var&, const Var& y) { return exp(-square(y)); },
+                        {{"y", test::normal({4}, DType::f32, 1)}},
+                        {}};
   const auto plan = plan_of(problem, DType::f16, DType::f32);
   CHECK(ops_with_dtypes(*plan->forward) == "cast f32, square f32, neg f32, exp f32, cast f16");
   CHECK(plan->forward->type(plan->slopes[0]).dtype == DType::f16);
 }
 
-TEST_CASE("R23: the velocity sees exactly the time dtype and the state dtype at every one of several steps") {
+TEST_CASE(
+    "R23: the velocity sees exactly the time dtype and the state dtype at every one of several "
+    "steps") {
   for (const DType high : {DType::f32, DType::f64}) {
     for (const DType low : {DType::f32, DType::f16}) {
       if (high == DType::f64 && low == DType::f16) {
@@ -109,10 +123,12 @@ TEST_CASE("R23: the velocity sees exactly the time dtype and the state dtype at 
           CHECK(p[0].dtype() == high);
           return p[0] * y;
         };
-        OdeOptions options = options_for("rk4", high == DType::f64 ? Precision::uniform(high) : Precision::mixed(low));
+        OdeOptions options = options_for(
+            "rk4", high == DType::f64 ? Precision::uniform(high) : Precision::mixed(low));
         options.retrace = retrace;
         const Solved s = test::solve(problem, options);
-        // Once; or before the solve, in each of 5 x 4 stages, and again in each of their recomputations.
+        // Once; or before the solve, in each of 5 x 4 stages, and again in each of their
+        // recomputations.
         CHECK(calls == (retrace == Retrace::once ? 1 : 1 + 20 + 20));
         CHECK(s.y[0].dtype() == high);
       }
@@ -143,7 +159,9 @@ TEST_CASE("R23: results and gradients have the dtype their role says, in every p
   }
 }
 
-TEST_CASE("the mixed precision of the paper is the default: velocity and stored states f16, all else f32") {
+TEST_CASE(
+    "the mixed precision of the paper is the default: velocity and stored states f16, all else "
+    "f32") {
   const Precision p;
   CHECK(p.compute == DType::f16);
   CHECK(p.state == DType::f16);
@@ -151,14 +169,16 @@ TEST_CASE("the mixed precision of the paper is the default: velocity and stored 
     CHECK(role == DType::f32);
   }
   const Precision uniform = Precision::uniform(DType::f16);
-  for (const DType role : {uniform.compute, uniform.state, uniform.update, uniform.adjoint, uniform.gradient}) {
+  for (const DType role :
+       {uniform.compute, uniform.state, uniform.update, uniform.adjoint, uniform.gradient}) {
     CHECK(role == DType::f16);
   }
   CHECK(uniform.accumulate == DType::f32);
   CHECK(Precision::parse("tf32").matmul == MatmulMode::tf32);
-  CHECK_THROWS_WITH_AS(Precision::parse("i32"),
-                       "precision: 'i32' is not a floating dtype. Fix: use f64, f32, tf32, f16, bf16, e5m2 or e4m3.",
-                       DTypeError);
+  CHECK_THROWS_WITH_AS(
+      Precision::parse("i32"),
+      "precision: 'i32' is not a floating dtype. Fix: use f64, f32, tf32, f16, bf16, e5m2 or e4m3.",
+      DTypeError);
   CHECK_THROWS_AS(Precision::parse("half"), DTypeError);
 }
 
@@ -168,7 +188,8 @@ TEST_CASE("Save::last and Save::at give rows of what Save::all gives, bit for bi
   for (const DType low : {DType::f64, DType::f16}) {
     const DType high = low == DType::f64 ? DType::f64 : DType::f32;
     const Problem problem = test::tanh_net({0, 0.3, 0.35, 0.8, 1.3}, high);
-    OdeOptions options = options_for("rk4", low == DType::f64 ? Precision::uniform(low) : Precision::mixed(low));
+    OdeOptions options =
+        options_for("rk4", low == DType::f64 ? Precision::uniform(low) : Precision::mixed(low));
     const std::vector<double> all = test::solve(problem, options).y[0].to_vector();
     options.save = Save::last();
     const Tensor last = test::solve(problem, options).y[0];
@@ -176,7 +197,9 @@ TEST_CASE("Save::last and Save::at give rows of what Save::all gives, bit for bi
     const Tensor some = test::solve(problem, options).y[0];
     CHECK(last.shape() == Shape{3, 2});
     CHECK(some.shape() == Shape{2, 3, 2});
-    const auto row = [&](int j) { return std::vector<double>(all.begin() + j * 6, all.begin() + (j + 1) * 6); };
+    const auto row = [&](int j) {
+      return std::vector<double>(all.begin() + j * 6, all.begin() + (j + 1) * 6);
+    };
     CHECK(last.to_vector() == row(4));
     std::vector<double> expected = row(0);
     const std::vector<double> third = row(3);
@@ -185,12 +208,15 @@ TEST_CASE("Save::last and Save::at give rows of what Save::all gives, bit for bi
   }
 }
 
-TEST_CASE("substeps are the steps of a refined grid, with its gradients summed to the given times") {
+TEST_CASE(
+    "substeps are the steps of a refined grid, with its gradients summed to the given times") {
   const Problem coarse = test::tanh_net({0, 0.5, 0.8}, DType::f64);
   Problem fine = coarse;
   fine.times = {0, 0.25, 0.5, 0.5 + 0.5 * (0.8 - 0.5), 0.8};
   OdeOptions options = options_for("ssprk3");
-  const auto last = [](const State& saved) { return sum(square(slice(saved[0], 0, saved[0].shape()[0] - 1, saved[0].shape()[0]))); };
+  const auto last = [](const State& saved) {
+    return sum(square(slice(saved[0], 0, saved[0].shape()[0] - 1, saved[0].shape()[0])));
+  };
   const Solved b = test::solve(fine, options, last);
   options.substeps = 2;
   const Solved a = test::solve(coarse, options, last);
@@ -199,13 +225,14 @@ TEST_CASE("substeps are the steps of a refined grid, with its gradients summed t
     CHECK(same_bits(a.theta_bar[p], b.theta_bar[p]));
   }
   const std::vector<double> t = b.times_bar.to_vector();
-  CHECK(relative_error(a.times_bar.to_vector(),
-                       {t[0] + 0.5 * t[1], 0.5 * t[1] + t[2] + 0.5 * t[3], 0.5 * t[3] + t[4]}) <= 1e-14);
+  CHECK(relative_error(a.times_bar.to_vector(), {t[0] + 0.5 * t[1], 0.5 * t[1] + t[2] + 0.5 * t[3],
+                                                 0.5 * t[3] + t[4]}) <= 1e-14);
 }
 
 // --- what is stored ---
 
-TEST_CASE("each component has its stored dtype and its power of two, and bytes are counted by them") {
+TEST_CASE(
+    "each component has its stored dtype and its power of two, and bytes are counted by them") {
   Problem problem = test::oscillator(linspace(0, 1, 10), DType::f32);
   OdeOptions options = options_for("rk4", Precision::mixed(DType::f16));
   const Solved plain = test::solve(problem, options);
@@ -218,7 +245,8 @@ TEST_CASE("each component has its stored dtype and its power of two, and bytes a
   CHECK(test::solve(problem, options).report.stored_bytes == 4 * (4 * 4 + 4));
 }
 
-TEST_CASE("a stored power of two changes no bit while the states stay in the format's normal range") {
+TEST_CASE(
+    "a stored power of two changes no bit while the states stay in the format's normal range") {
   const Problem problem = test::oscillator(linspace(0, 1, 10), DType::f32);
   OdeOptions options = options_for("rk4", Precision::mixed(DType::f16));
   const Solved plain = test::solve(problem, options);
@@ -233,13 +261,17 @@ TEST_CASE("a stored power of two changes no bit while the states stay in the for
 }
 
 TEST_CASE("a stored power of two saves states that f16 would flush") {
-  // The state is 1e-9: zero in f16, but not in f16 with 2^30. f32 computes, so only storage is at stake.
+  // The state is 1e-9: zero in f16, but not in f16 with 2^30. f32 computes, so only storage is at
+  // stake.
   Problem problem = test::linear(-0.7, 1e-9, linspace(0, 1, 4), DType::f32);
   Precision precision = Precision::mixed(DType::f32);
   precision.state = DType::f16;
   OdeOptions options = options_for("rk4", precision);
   const auto loss = [](const State& saved) { return sum(saved[0]) * 1e9; };
-  const double exact = test::solve(problem, options_for("rk4", Precision::uniform(DType::f32)), loss).theta_bar[0].item();
+  const double exact =
+      test::solve(problem, options_for("rk4", Precision::uniform(DType::f32)), loss)
+          .theta_bar[0]
+          .item();
   const double flushed = test::solve(problem, options, loss).theta_bar[0].item();
   options.stored["y"] = {DType::f16, 30};
   const double scaled = test::solve(problem, options, loss).theta_bar[0].item();
@@ -254,7 +286,8 @@ TEST_CASE("from_stored restarts each step from the stored state, from_high does 
   Problem problem = test::linear(1.0, 1.0, {0, 1, 2}, DType::f32);
   problem.y0[0].second = Tensor::scalar(1.0 + 0x1p-12, DType::f32);  // f16 rounds it to 1
   OdeOptions options = options_for("euler", precision);
-  CHECK(test::solve(problem, options).y[0].to_vector() == std::vector<double>{1 + 0x1p-12, 2 + 0x1p-11, 4 + 0x1p-10});
+  CHECK(test::solve(problem, options).y[0].to_vector() ==
+        std::vector<double>{1 + 0x1p-12, 2 + 0x1p-11, 4 + 0x1p-10});
   options.advance = Advance::from_stored;
   CHECK(test::solve(problem, options).y[0].to_vector() == std::vector<double>{1 + 0x1p-12, 2, 4});
 }
@@ -279,6 +312,22 @@ TEST_CASE("in f64 store_every changes memory and work and no bit of the gradient
   }
 }
 
+TEST_CASE(
+    "from_stored recomputes exactly the states of the forward pass, so store_every changes no bit "
+    "in f16 either") {
+  const Problem problem = test::tanh_net(linspace(0, 1.3, 11), DType::f32);
+  OdeOptions options = options_for("rk4", Precision::mixed(DType::f16));
+  options.advance = Advance::from_stored;
+  const Solved each = test::solve(problem, options);
+  options.store_every = 4;
+  const Solved sparse = test::solve(problem, options);
+  CHECK(same_bits(each.y0_bar[0], sparse.y0_bar[0]));
+  CHECK(same_bits(each.times_bar, sparse.times_bar));
+  for (std::size_t p = 0; p < each.theta_bar.size(); ++p) {
+    CHECK(same_bits(each.theta_bar[p], sparse.theta_bar[p]));
+  }
+}
+
 // --- retrace ---
 
 // Branches on a value: one law of decay above 1, another below.
@@ -286,7 +335,9 @@ Var branching(const Var&, const Var& y, std::span<const Var> p) {
   return y.value().to_vector()[0] > 1 ? -(p[0] * square(y)) : -(p[0] * sin(y));
 }
 
-TEST_CASE("with retrace = every_call a velocity may branch on values, and gradients follow the branches taken") {
+TEST_CASE(
+    "with retrace = every_call a velocity may branch on values, and gradients follow the branches "
+    "taken") {
   Problem problem = test::linear(0.9, 2.5, linspace(0, 2, 6), DType::f64);
   problem.velocity = branching;
   // The same written with a selection, which needs no retrace.
@@ -313,7 +364,9 @@ TEST_CASE("with retrace = every_call a velocity may branch on values, and gradie
   }
 }
 
-TEST_CASE("with retrace = every_call results equal those of a single recording bit for bit where nothing branches") {
+TEST_CASE(
+    "with retrace = every_call results equal those of a single recording bit for bit where nothing "
+    "branches") {
   for (const char* precision_name : {"f64", "f16"}) {
     const Precision precision = Precision::parse(precision_name);
     const Problem problem = test::tanh_net({0, 0.3, 0.35, 0.8}, precision.accumulate);
@@ -330,16 +383,20 @@ TEST_CASE("with retrace = every_call results equal those of a single recording b
   }
 }
 
-TEST_CASE("reading a value while a velocity is recorded for replay is an error that names retrace") {
+TEST_CASE(
+    "reading a value while a velocity is recorded for replay is an error that names retrace") {
   Problem problem = test::linear(0.9, 2.5, {0, 1}, DType::f64);
   problem.velocity = branching;
   CHECK_THROWS_WITH_AS(test::solve(problem, options_for("rk4")),
-                       "value: %1 has no value yet, a velocity is being recorded for replay. Fix: set retrace = every_call "
+                       "value: %1 has no value yet, a velocity is being recorded for replay. Fix: "
+                       "set retrace = every_call "
                        "if the velocity branches on values.",
                        ValueError);
 }
 
-TEST_CASE("with retrace = every_call a path that uses another module than the start is an error, not its gradient lost") {
+TEST_CASE(
+    "with retrace = every_call a path that uses another module than the start is an error, not its "
+    "gradient lost") {
   const Parameter first("first", Tensor::scalar(0.5, DType::f64));
   const Parameter second("second", Tensor::scalar(2.0, DType::f64));
   const auto velocity = [&](const Var&, const Var& y) {
@@ -352,7 +409,8 @@ TEST_CASE("with retrace = every_call a path that uses another module than the st
     options.gradient = gradient;
     const Var y0 = tape.leaf(Tensor::scalar(1, DType::f64));
     CHECK_THROWS_WITH_AS(odeint(velocity, y0, {0, 0.5, 1}, {}, options),
-                         "odeint: with retrace = every_call the velocity used the parameters second at t = 0.5, first at the "
+                         "odeint: with retrace = every_call the velocity used the parameters "
+                         "second at t = 0.5, first at the "
                          "start. Fix: use the same modules in the same order on every path.",
                          ValueError);
   }
@@ -386,7 +444,8 @@ TEST_CASE("linspace meets both ends exactly and has one step more than points be
   CHECK(t.front() == 0.1);
   CHECK(t.back() == 0.7);
   CHECK(linspace(2, -1, 3) == std::vector<double>{2, 1, 0, -1});
-  CHECK_THROWS_WITH_AS(linspace(0, 1, 0), "linspace: 0 steps, need at least 1. Fix: pass 1 or more.", ValueError);
+  CHECK_THROWS_WITH_AS(linspace(0, 1, 0),
+                       "linspace: 0 steps, need at least 1. Fix: pass 1 or more.", ValueError);
 }
 
 }  // namespace

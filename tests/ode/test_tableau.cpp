@@ -14,7 +14,8 @@ namespace {
 using test::options_for;
 using test::Problem;
 
-TEST_CASE("the known methods are Euler, midpoint, Heun, SSPRK3, RK4 and the 3/8 rule with their orders") {
+TEST_CASE(
+    "the known methods are Euler, midpoint, Heun, SSPRK3, RK4 and the 3/8 rule with their orders") {
   const std::vector<std::pair<std::string, int>> known{{"euler", 1},  {"midpoint", 2}, {"heun", 2},
                                                        {"ssprk3", 3}, {"rk4", 4},      {"rk38", 4}};
   REQUIRE(tableaus().size() == known.size());
@@ -61,13 +62,24 @@ double density(const Tree& tree) {
   return product;
 }
 
-TEST_CASE("every method meets b . phi = 1 / gamma on all rooted trees up to its order and misses one beyond") {
+TEST_CASE(
+    "every method meets b . phi = 1 / gamma on all rooted trees up to its order and misses one "
+    "beyond") {
   const Tree leaf;
   const Tree chain2{{leaf}}, chain3{{chain2}}, bush3{{leaf, leaf}};
   const Tree chain4{{chain3}};
-  const std::vector<Tree> trees{leaf,           chain2,          chain3,          bush3,
-                                chain4,         {{bush3}},       {{leaf, chain2}}, {{leaf, leaf, leaf}},
-                                {{chain4}},     {{leaf, bush3}}, {{chain2, chain2}}, {{leaf, leaf, leaf, leaf}}};
+  const std::vector<Tree> trees{leaf,
+                                chain2,
+                                chain3,
+                                bush3,
+                                chain4,
+                                {{bush3}},
+                                {{leaf, chain2}},
+                                {{leaf, leaf, leaf}},
+                                {{chain4}},
+                                {{leaf, bush3}},
+                                {{chain2, chain2}},
+                                {{leaf, leaf, leaf, leaf}}};
   for (const Tableau& m : tableaus()) {
     CAPTURE(m.name);
     double worst_beyond = 0;
@@ -87,7 +99,8 @@ TEST_CASE("every method meets b . phi = 1 / gamma on all rooted trees up to its 
 
 TEST_CASE("an unknown method is an error that lists the known ones") {
   CHECK_THROWS_WITH_AS(tableau("dopri5"),
-                       "method: 'dopri5' is unknown - known are euler, midpoint, heun, ssprk3, rk4, rk38. Fix: pass one "
+                       "method: 'dopri5' is unknown - known are euler, midpoint, heun, ssprk3, "
+                       "rk4, rk38. Fix: pass one "
                        "of these names.",
                        ValueError);
 }
@@ -113,32 +126,41 @@ TEST_CASE("a tableau with one perturbed coefficient is rejected, whichever it is
 TEST_CASE("a rejected tableau says which condition fails") {
   Tableau m = tableau("heun");
   m.b = {0.5, 0.25};
-  CHECK_THROWS_WITH_AS(m.validated(),
-                       "tableau: 'heun' is not of order 2 - sum b is 0.75, need 1. Fix: check the coefficients.", ValueError);
+  CHECK_THROWS_WITH_AS(
+      m.validated(),
+      "tableau: 'heun' is not of order 2 - sum b is 0.75, need 1. Fix: check the coefficients.",
+      ValueError);
   m = tableau("heun");
   m.order = 3;
   CHECK_THROWS_WITH_AS(m.validated(),
-                       "tableau: 'heun' is not of order 3 - sum b c^2 is 0.5, need 0.3333333333333333. Fix: check the "
+                       "tableau: 'heun' is not of order 3 - sum b c^2 is 0.5, need "
+                       "0.3333333333333333. Fix: check the "
                        "coefficients.",
                        ValueError);
   m = tableau("midpoint");
   m.c = {0, 0.25};
-  CHECK_THROWS_WITH_AS(m.validated(), "tableau: 'midpoint' row 1 of a sums to 0.5, c is 0.25. Fix: make them equal.",
-                       ValueError);
+  CHECK_THROWS_WITH_AS(
+      m.validated(), "tableau: 'midpoint' row 1 of a sums to 0.5, c is 0.25. Fix: make them equal.",
+      ValueError);
   m = tableau("midpoint");
   m.a[1] = {0.25, 0.25};
   CHECK_THROWS_WITH_AS(m.validated(),
-                       "tableau: 'midpoint' row 1 of a has 2 entries, an explicit method needs 1. Fix: give the part below "
+                       "tableau: 'midpoint' row 1 of a has 2 entries, an explicit method needs 1. "
+                       "Fix: give the part below "
                        "the diagonal.",
                        ValueError);
   m = tableau("rk4");
   m.c.pop_back();
-  CHECK_THROWS_WITH_AS(m.validated(), "tableau: 'rk4' has 4 rows of a, 4 of b, 3 of c. Fix: give one of each per stage.",
-                       ValueError);
+  CHECK_THROWS_WITH_AS(
+      m.validated(),
+      "tableau: 'rk4' has 4 rows of a, 4 of b, 3 of c. Fix: give one of each per stage.",
+      ValueError);
   m = tableau("rk4");
   m.order = 5;
-  CHECK_THROWS_WITH_AS(m.validated(),
-                       "tableau: 'rk4' claims order 5, orders 1 to 4 can be checked. Fix: state one of these.", ValueError);
+  CHECK_THROWS_WITH_AS(
+      m.validated(),
+      "tableau: 'rk4' claims order 5, orders 1 to 4 can be checked. Fix: state one of these.",
+      ValueError);
   m = tableau("euler");
   m.b = {std::nan("")};
   CHECK_THROWS_AS(m.validated(), ValueError);
@@ -150,10 +172,12 @@ TEST_CASE("a user's own tableau works when it is valid and is refused by odeint 
   options.method = ralston;
   const auto problem = test::linear(-0.5, 2.0, {0, 1}, DType::f64);
   const double z = -0.5;
-  CHECK(test::solve(problem, options).y[0].to_vector()[1] == doctest::Approx(2 * (1 + z + z * z / 2)).epsilon(1e-15));
+  CHECK(test::solve(problem, options).y[0].to_vector()[1] ==
+        doctest::Approx(2 * (1 + z + z * z / 2)).epsilon(1e-15));
   options.method.b = {0.5, 0.5};
   CHECK_THROWS_WITH_AS(test::solve(problem, options),
-                       "tableau: 'ralston' is not of order 2 - sum b c is 0.3333333333333333, need 0.5. Fix: check the "
+                       "tableau: 'ralston' is not of order 2 - sum b c is 0.3333333333333333, need "
+                       "0.5. Fix: check the "
                        "coefficients.",
                        ValueError);
 }
@@ -208,9 +232,10 @@ TEST_CASE("R6: on y' = A y the error falls with the method's order, within 0.2")
     }
   }
   const Tensor matrix = Tensor::from({2, 2}, {a[0][0], a[0][1], a[1][0], a[1][1]}, DType::f64);
-  const Problem problem{[matrix](const Var&, const Var& y) { return matmul(y, matrix, Transpose::rhs); },
-                        {{"y", Tensor::from({1, 2}, {1, 0}, DType::f64)}},
-                        {}};
+  const Problem problem{
+      [matrix](const Var&, const Var& y) { return matmul(y, matrix, Transpose::rhs); },
+      {{"y", Tensor::from({1, 2}, {1, 0}, DType::f64)}},
+      {}};
   const std::vector<double> exact = exponential_flow(a, 5.0, {1, 0});
   for (const Tableau& method : tableaus()) {
     CAPTURE(method.name);
@@ -219,20 +244,28 @@ TEST_CASE("R6: on y' = A y the error falls with the method's order, within 0.2")
   }
 }
 
-TEST_CASE("R6: on y' = y cos t, whose slope depends on time, the error falls with the method's order, within 0.2") {
-  const Problem problem{[](const Var& t, const Var& y) { return y * cos(t); }, {{"y", Tensor::scalar(1, DType::f64)}}, {}};
+TEST_CASE(
+    "R6: on y' = y cos t, whose slope depends on time, the error falls with the method's order, "
+    "within 0.2") {
+  const Problem problem{[](const Var& t, const Var& y) { return y * cos(t); },
+                        {{"y", Tensor::scalar(1, DType::f64)}},
+                        {}};
   for (const Tableau& method : tableaus()) {
     CAPTURE(method.name);
-    // Up to t = 1, where slopes keep their sign: later the 3/8 rule's h^4 terms of both signs nearly cancel.
+    // Up to t = 1, where slopes keep their sign: later the 3/8 rule's h^4 terms of both signs
+    // nearly cancel.
     const double order = observed_order(problem, method, 1.0, 8, {std::exp(std::sin(1.0))});
     CHECK(std::fabs(order - method.order) <= 0.2);
   }
 }
 
 TEST_CASE("R17: one step of the circle has an error below 2 C h^(p+1) down to 1e-16") {
-  const Problem problem{[](const Var&, const State& y) { return State{{"x", y["v"]}, {"v", -y["x"]}}; },
-                        {{"x", Tensor::scalar(0, DType::f64)}, {"v", Tensor::scalar(1, DType::f64)}},
-                        {}};
+  const Problem problem{
+      [](const Var&, const State& y) {
+        return State{{"x", y["v"]}, {"v", -y["x"]}};
+      },
+      {{"x", Tensor::scalar(0, DType::f64)}, {"v", Tensor::scalar(1, DType::f64)}},
+      {}};
   for (const Tableau& method : tableaus()) {
     CAPTURE(method.name);
     const auto error_of = [&](double h) {
@@ -272,7 +305,8 @@ TEST_CASE("R17: x' = (q + 1) t^q is integrated exactly for q below the order and
       return std::fabs(test::solve(problem, options).y[0].item() - 1);
     };
     constexpr int steps = 10;
-    // SSPRK3's nodes and weights are Simpson's, so on a pure quadrature it is better than its order.
+    // SSPRK3's nodes and weights are Simpson's, so on a pure quadrature it is better than its
+    // order.
     const int first_inexact = method.name == "ssprk3" ? 4 : method.order;
     for (int q = 0; q < first_inexact; ++q) {
       CAPTURE(q);

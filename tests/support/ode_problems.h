@@ -17,7 +17,8 @@
 namespace halftape::test {
 
 // max |computed - exact| / max |exact|; infinite when sizes differ or something is not finite.
-inline double relative_error(const std::vector<double>& computed, const std::vector<double>& exact) {
+inline double relative_error(const std::vector<double>& computed,
+                             const std::vector<double>& exact) {
   if (computed.size() != exact.size()) {
     return std::numeric_limits<double>::infinity();
   }
@@ -25,7 +26,8 @@ inline double relative_error(const std::vector<double>& computed, const std::vec
   double largest = 0;
   for (std::size_t i = 0; i < exact.size(); ++i) {
     const double d = std::fabs(computed[i] - exact[i]);
-    difference = std::isfinite(d) ? std::max(difference, d) : std::numeric_limits<double>::infinity();
+    difference =
+        std::isfinite(d) ? std::max(difference, d) : std::numeric_limits<double>::infinity();
     largest = std::max(largest, std::fabs(exact[i]));
   }
   return difference == 0 ? 0 : difference / largest;
@@ -48,7 +50,8 @@ inline Tensor normal(const Shape& shape, DType dtype, std::uint64_t seed, double
   return Tensor::from(shape, values, dtype);
 }
 
-inline OdeOptions options_for(const std::string& method, const Precision& precision = Precision::uniform(DType::f64)) {
+inline OdeOptions options_for(const std::string& method,
+                              const Precision& precision = Precision::uniform(DType::f64)) {
   OdeOptions options;
   options.method = tableau(method);
   options.precision = precision;
@@ -81,13 +84,15 @@ inline Var weighted_squares(const State& saved) {
     for (std::int64_t i = 0; i < saved[c].shape().count(); ++i) {
       weights.push_back(1.5 + 0.5 * std::sin(1.0 + 2.0 * double(i) + c));
     }
-    const Var term = sum(square(saved[c]) * Tensor::from(saved[c].shape(), weights, saved[c].dtype()));
+    const Var term =
+        sum(square(saved[c]) * Tensor::from(saved[c].shape(), weights, saved[c].dtype()));
     loss = c == 0 ? term : loss + term;
   }
   return loss;
 }
 
-inline Solved solve(const Problem& problem, const OdeOptions& options, const Loss& loss = weighted_squares) {
+inline Solved solve(const Problem& problem, const OdeOptions& options,
+                    const Loss& loss = weighted_squares) {
   Tape tape;
   std::vector<std::string> names;
   std::vector<Var> y0, theta;
@@ -98,7 +103,8 @@ inline Solved solve(const Problem& problem, const OdeOptions& options, const Los
   for (const Tensor& value : problem.theta) {
     theta.push_back(tape.leaf(value, "theta", Role::parameter));
   }
-  const Tensor points = Tensor::from({std::int64_t(problem.times.size())}, problem.times, DType::f64);
+  const Tensor points =
+      Tensor::from({std::int64_t(problem.times.size())}, problem.times, DType::f64);
   const Var times = tape.leaf(points, "times", Role::time);
   const OdeResult result = odeint(problem.velocity, State(names, y0), times, theta, options);
   Solved solved;
@@ -120,7 +126,9 @@ inline Solved solve(const Problem& problem, const OdeOptions& options, const Los
 // y' = theta y.
 inline Problem linear(double theta, double y0, std::vector<double> times, DType dtype) {
   return {[](const Var&, const Var& y, std::span<const Var> p) { return p[0] * y; },
-          {{"y", Tensor::scalar(y0, dtype)}}, std::move(times), {Tensor::scalar(theta, dtype)}};
+          {{"y", Tensor::scalar(y0, dtype)}},
+          std::move(times),
+          {Tensor::scalar(theta, dtype)}};
 }
 
 // y' = tanh(y W1 + t w + b1) W2 + b2 with y [3, 2]: each of y and theta is used once.
@@ -132,8 +140,9 @@ inline Problem tanh_net(std::vector<double> times, DType dtype, std::int64_t hid
           },
           {{"y", normal({3, 2}, dtype, 1)}},
           std::move(times),
-          {normal({2, hidden}, dtype, 2, 0.7), normal({hidden}, dtype, 3, 0.5), normal({hidden}, dtype, 4, 0.3),
-           normal({hidden, 2}, dtype, 5, 0.5), normal({2}, dtype, 6, 0.2)}};
+          {normal({2, hidden}, dtype, 2, 0.7), normal({hidden}, dtype, 3, 0.5),
+           normal({hidden}, dtype, 4, 0.3), normal({hidden, 2}, dtype, 5, 0.5),
+           normal({2}, dtype, 6, 0.2)}};
 }
 
 // Two components that feel each other: x' = v + 0.1 sin(t) x^2, v' = -k x - d v.

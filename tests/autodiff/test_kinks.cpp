@@ -106,6 +106,21 @@ TEST_CASE("where, relu, clamp, max and min select: what is not taken gets exactl
   check([](auto v) { return max(v[0], -infinity); }, f64({}, {3}), 6, 2);
 }
 
+TEST_CASE("an infinite or NaN cotangent does not reach what was not taken") {
+  for (const double bad : {infinity, nan}) {
+    CAPTURE(bad);
+    const Tensor y_bar = f64({}, {bad}), x = f64({}, {-2});
+    const auto x_bar = [&](const TapeFunction& f) { return vjp(f, {x}, y_bar).cotangents[0].item(); };
+    CHECK(x_bar([](auto v) { return relu(v[0]); }) == 0);
+    CHECK(x_bar([](auto v) { return clamp(v[0], 0, 1); }) == 0);
+    CHECK(x_bar([](auto v) { return max(v[0], 0); }) == 0);
+    CHECK(x_bar([](auto v) { return min(v[0], -3); }) == 0);
+    CHECK(x_bar([](auto v) { return where(v[0] > 0, v[0], 1); }) == 0);
+    const Tensor pair = f64({2}, {-2, 5});
+    CHECK(vjp([](auto v) { return reduce_max(v[0]); }, {pair}, y_bar).cotangents[0].to_vector()[0] == 0);
+  }
+}
+
 TEST_CASE("a NaN operand gives a NaN value, for every elementwise op and operand") {
   for (int op = 0; op < scalar_op_count; ++op) {
     const OpDef& def = ops::elementwise(op);

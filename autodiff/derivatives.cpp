@@ -6,14 +6,15 @@
 namespace halftape {
 namespace {
 
-void require_like(const char* op, const char* what, std::size_t k, const Tensor& given, const Type& need) {
+void require_like(const char* op, const char* what, std::size_t k, const Tensor& given,
+                  const Type& need) {
   if (given.shape() != need.shape) {
-    throw_error<ShapeError>("{}: {} {} has shape {}, need {}. Fix: pass a tensor of that shape.", op, what, k,
-                            given.shape(), need.shape);
+    throw_error<ShapeError>("{}: {} {} has shape {}, need {}. Fix: pass a tensor of that shape.",
+                            op, what, k, given.shape(), need.shape);
   }
   if (given.dtype() != need.dtype) {
-    throw_error<DTypeError>("{}: {} {} is {}, need {}. Fix: cast it with to(DType::{}).", op, what, k, given.dtype(),
-                            need.dtype, need.dtype);
+    throw_error<DTypeError>("{}: {} {} is {}, need {}. Fix: cast it with to(DType::{}).", op, what,
+                            k, given.dtype(), need.dtype, need.dtype);
   }
 }
 
@@ -21,19 +22,22 @@ void require_like(const char* op, const char* what, std::size_t k, const Tensor&
 struct Recorded {
   Recorded(const char* op, const TapeFunction& f, std::span<const Tensor> inputs) {
     if (inputs.empty()) {
-      throw_error<ValueError>("{}: no inputs. Fix: pass the tensors to differentiate with respect to.", op);
+      throw_error<ValueError>(
+          "{}: no inputs. Fix: pass the tensors to differentiate with respect to.", op);
     }
     for (const Tensor& input : inputs) {
       if (!input.defined()) {
-        throw_error<ValueError>("{}: input {} is undefined. Fix: make it with Tensor::empty, full or from.", op,
-                                leaves.size());
+        throw_error<ValueError>(
+            "{}: input {} is undefined. Fix: make it with Tensor::empty, full or from.", op,
+            leaves.size());
       }
       leaves.push_back(tape.leaf(input));
     }
     y = f(leaves);
     if (&y.tape() != &tape) {
       throw_error<ValueError>(
-          "{}: the function returned a value of another tape. Fix: compute the result from the arguments it is given.",
+          "{}: the function returned a value of another tape. Fix: compute the result from the "
+          "arguments it is given.",
           op);
     }
   }
@@ -41,15 +45,16 @@ struct Recorded {
   // The leaves that can have a tangent and the tangents given for them.
   void set_tangents(const char* op, std::span<const Tensor> given) {
     if (given.size() != leaves.size()) {
-      throw_error<ValueError>("{}: {} inputs and {} tangents. Fix: pass one tangent per input.", op, leaves.size(),
-                              given.size());
+      throw_error<ValueError>("{}: {} inputs and {} tangents. Fix: pass one tangent per input.", op,
+                              leaves.size(), given.size());
     }
     for (std::size_t k = 0; k < leaves.size(); ++k) {
       if (given[k].defined()) {
         require_like(op, "tangent", k, given[k], {leaves[k].dtype(), leaves[k].shape()});
         if (!is_floating(leaves[k].dtype())) {
-          throw_error<DTypeError>("{}: input {} is {}, which has no tangent. Fix: pass Tensor() for it.", op, k,
-                                  leaves[k].dtype());
+          throw_error<DTypeError>(
+              "{}: input {} is {}, which has no tangent. Fix: pass Tensor() for it.", op, k,
+              leaves[k].dtype());
         }
         moving.push_back(leaves[k]);
         tangents.push_back(tape.constant(given[k]));
@@ -74,7 +79,8 @@ std::vector<Tensor> values_of(std::span<const Var> vars, std::span<const Var> le
 
 }  // namespace
 
-JacobianVector jvp(const TapeFunction& f, std::span<const Tensor> inputs, std::span<const Tensor> tangents) {
+JacobianVector jvp(const TapeFunction& f, std::span<const Tensor> inputs,
+                   std::span<const Tensor> tangents) {
   Recorded r("jvp", f, inputs);
   r.set_tangents("jvp", tangents);
   const Tensor y = r.y.value();
@@ -92,8 +98,9 @@ VectorJacobian vjp(const TapeFunction& f, std::span<const Tensor> inputs, const 
   Recorded r("vjp", f, inputs);
   const Tensor y = r.y.value();
   if (!cotangent.defined()) {
-    throw_error<ValueError>("vjp: the cotangent is undefined, need shape {}. Fix: pass a tensor of that shape.",
-                            y.shape());
+    throw_error<ValueError>(
+        "vjp: the cotangent is undefined, need shape {}. Fix: pass a tensor of that shape.",
+        y.shape());
   }
   require_like("vjp", "cotangent", 0, cotangent, {y.dtype(), y.shape()});
   const Var seed = r.tape.constant(cotangent);
@@ -105,7 +112,8 @@ HessianVector hessian_vector_product(const TapeFunction& f, std::span<const Tens
   Recorded r("hessian_vector_product", f, inputs);
   if (r.y.shape().count() != 1) {
     throw_error<ShapeError>(
-        "hessian_vector_product: the function returned shape {}, need one element. Fix: sum or mean the result.",
+        "hessian_vector_product: the function returned shape {}, need one element. Fix: sum or "
+        "mean the result.",
         r.y.shape());
   }
   r.set_tangents("hessian_vector_product", tangents);

@@ -1,5 +1,5 @@
-// Derivatives of functions written with the ops of ops.h, for tensors in and tensors out. A function
-// is recorded at the given inputs, each call on a tape of its own.
+// Derivatives of functions written with the ops of ops.h, for tensors in and tensors out. A
+// function is recorded at the given inputs, each call on a tape of its own.
 //
 //   const TapeFunction energy = [](std::span<const Var> x) { return sum(square(x[0])); };
 //   hessian_vector_product(energy, {x}, {v}).product[0]   // 2 v
@@ -24,7 +24,8 @@ struct JacobianVector {
 };
 // One direction for every input; an undefined tangent is zero. J v is the gradient of <J^T u, v>
 // with respect to u, so the cost is that of two reverse sweeps, whatever the number of inputs.
-JacobianVector jvp(const TapeFunction& f, std::span<const Tensor> inputs, std::span<const Tensor> tangents);
+JacobianVector jvp(const TapeFunction& f, std::span<const Tensor> inputs,
+                   std::span<const Tensor> tangents);
 
 struct VectorJacobian {
   Tensor value;                    // y
@@ -43,12 +44,15 @@ HessianVector hessian_vector_product(const TapeFunction& f, std::span<const Tens
 // The same with the tensors listed at the call.
 inline JacobianVector jvp(const TapeFunction& f, std::initializer_list<Tensor> inputs,
                           std::initializer_list<Tensor> tangents) {
-  return jvp(f, std::span(inputs.begin(), inputs.size()), std::span(tangents.begin(), tangents.size()));
+  return jvp(f, std::span(inputs.begin(), inputs.size()),
+             std::span(tangents.begin(), tangents.size()));
 }
-inline VectorJacobian vjp(const TapeFunction& f, std::initializer_list<Tensor> inputs, const Tensor& cotangent) {
+inline VectorJacobian vjp(const TapeFunction& f, std::initializer_list<Tensor> inputs,
+                          const Tensor& cotangent) {
   return vjp(f, std::span(inputs.begin(), inputs.size()), cotangent);
 }
-inline HessianVector hessian_vector_product(const TapeFunction& f, std::initializer_list<Tensor> inputs,
+inline HessianVector hessian_vector_product(const TapeFunction& f,
+                                            std::initializer_list<Tensor> inputs,
                                             std::initializer_list<Tensor> tangents) {
   return hessian_vector_product(f, std::span(inputs.begin(), inputs.size()),
                                 std::span(tangents.begin(), tangents.size()));

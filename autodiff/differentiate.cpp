@@ -21,7 +21,9 @@ DType cotangent_dtype(const ValueInfo& value) {
   return touches_batch ? value.type.dtype : wider(value.type.dtype, DType::f32);
 }
 
-DType PullbackContext::cotangent_dtype(int k) const { return halftape::cotangent_dtype(program_.info(input(k))); }
+DType PullbackContext::cotangent_dtype(int k) const {
+  return halftape::cotangent_dtype(program_.info(input(k)));
+}
 
 ValueId PullbackContext::constant(double value, DType dtype) {
   return program_.add_constant(Tensor::scalar(value, dtype), {});
@@ -56,8 +58,10 @@ void PullbackContext::add(int k, ValueId id) {
 namespace {
 
 void throw_foreign_output(const Program& program, ValueId id) {
-  throw_error<DTypeError>("differentiate: an output is {} {}; only floating values have a gradient. Fix: cast it first.",
-                          program.type(id).dtype, program.type(id).shape);
+  throw_error<DTypeError>(
+      "differentiate: an output is {} {}; only floating values have a gradient. Fix: cast it "
+      "first.",
+      program.type(id).dtype, program.type(id).shape);
 }
 
 }  // namespace
@@ -115,7 +119,8 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
   return result;
 }
 
-Derivative differentiate(const Program& program, std::span<const ValueId> outputs, std::span<const ValueId> wrt) {
+Derivative differentiate(const Program& program, std::span<const ValueId> outputs,
+                         std::span<const ValueId> wrt) {
   Derivative result{program, {}, {}};
   for (const ValueId id : outputs) {
     const Type type{cotangent_dtype(program.info(id)), program.type(id).shape};

@@ -11,9 +11,14 @@ namespace halftape {
 // What a pullback rule sees: the instruction it differentiates and the program it appends to.
 class PullbackContext {
  public:
-  PullbackContext(Program& program, const Instruction& instruction, std::span<const ValueId> cotangents,
-                  std::vector<ValueId>& sums, const std::vector<bool>& wanted)
-      : program_(program), instruction_(instruction), cotangents_(cotangents), sums_(sums), wanted_(wanted) {}
+  PullbackContext(Program& program, const Instruction& instruction,
+                  std::span<const ValueId> cotangents, std::vector<ValueId>& sums,
+                  const std::vector<bool>& wanted)
+      : program_(program),
+        instruction_(instruction),
+        cotangents_(cotangents),
+        sums_(sums),
+        wanted_(wanted) {}
 
   int input_count() const { return instruction_.input_count; }
   ValueId input(int k) const { return program_.inputs_of(instruction_)[std::size_t(k)]; }
@@ -46,8 +51,8 @@ class PullbackContext {
   Program& program_;
   Instruction instruction_;
   std::span<const ValueId> cotangents_;
-  std::vector<ValueId>& sums_;        // per value: its cotangent so far
-  const std::vector<bool>& wanted_;   // per value
+  std::vector<ValueId>& sums_;       // per value: its cotangent so far
+  const std::vector<bool>& wanted_;  // per value
 };
 
 // The dtype of the cotangent of a value, see PullbackContext::cotangent_dtype.
@@ -65,7 +70,8 @@ struct Derivative {
   std::vector<ValueId> seeds;       // inputs, one per differentiated output
   std::vector<ValueId> cotangents;  // one per wrt, or no_value
 };
-Derivative differentiate(const Program& program, std::span<const ValueId> outputs, std::span<const ValueId> wrt);
+Derivative differentiate(const Program& program, std::span<const ValueId> outputs,
+                         std::span<const ValueId> wrt);
 
 // Removes instructions that none of `keep` needs. Values keep their ids.
 void remove_dead_code(Program& program, std::span<const ValueId> keep);

@@ -15,7 +15,8 @@ constexpr int max_arity = 3;
 
 // value: operands have one dtype, masks aside; comparisons give bool.
 template <class Op>
-void infer_value(const OpDef& op, std::span<const Type> in, const Attributes&, std::vector<Type>& results) {
+void infer_value(const OpDef& op, std::span<const Type> in, const Attributes&,
+                 std::vector<Type>& results) {
   const Type* first = nullptr;
   Shape shape;
   for (std::size_t k = 0; k < in.size(); ++k) {
@@ -24,12 +25,14 @@ void infer_value(const OpDef& op, std::span<const Type> in, const Attributes&, s
       continue;  // where's condition
     }
     if (!(is_floating(in[k].dtype) || (Op::is_mask && in[k].dtype != DType::i64))) {
-      throw_error<DTypeError>("{}: operand {} is {}, need a floating dtype. Fix: cast(x, DType::f32) first.", op.name,
-                              k, in[k].dtype);
+      throw_error<DTypeError>(
+          "{}: operand {} is {}, need a floating dtype. Fix: cast(x, DType::f32) first.", op.name,
+          k, in[k].dtype);
     }
     if (first != nullptr && first->dtype != in[k].dtype) {
       throw_error<DTypeError>(
-          "{}: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, DType::{}) on the side you "
+          "{}: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, DType::{}) "
+          "on the side you "
           "mean.",
           op.name, first->dtype, in[k].dtype, wider(first->dtype, in[k].dtype));
     }
@@ -60,7 +63,8 @@ void execute_map(const OpDef& op, const Execution& x) {
 void pull_back_pullback(const OpDef& op, PullbackContext& context);
 
 void no_third_derivative(const OpDef& op, PullbackContext&) {
-  throw_error<ValueError>("{}: third derivatives are not recorded. Fix: differentiate at most twice.", op.name);
+  throw_error<ValueError>(
+      "{}: third derivatives are not recorded. Fix: differentiate at most twice.", op.name);
 }
 
 struct ElementwiseDefs {
@@ -112,9 +116,10 @@ void pull_back_pullback(const OpDef& op, PullbackContext& context) {
     }
     Attributes attributes;
     attributes.dtype = context.cotangent_dtype(k);
-    const ValueId x_bar =
-        context.emit(d.second[std::size_t(op.map.wrt * op.arity + k)], operands, std::move(attributes));
-    context.add(k, context.sum_to(x_bar, context.type(context.input(k)).shape, context.cotangent_dtype(k)));
+    const ValueId x_bar = context.emit(d.second[std::size_t(op.map.wrt * op.arity + k)], operands,
+                                       std::move(attributes));
+    context.add(
+        k, context.sum_to(x_bar, context.type(context.input(k)).shape, context.cotangent_dtype(k)));
   }
 }
 
@@ -139,7 +144,8 @@ void name_pullbacks(ElementwiseDefs& d) {
   std::size_t used = 0;
   for (int i = 0; i < n; ++i) {
     std::string& name = d.names[used++];
-    name = n == 1 ? fmt::format("{}_pullback", d.value.name) : fmt::format("{}_pullback{}", d.value.name, i);
+    name = n == 1 ? fmt::format("{}_pullback", d.value.name)
+                  : fmt::format("{}_pullback{}", d.value.name, i);
     OpDef& p = d.pullback[std::size_t(i)];
     p = d.value;
     p.name = name;
@@ -180,8 +186,9 @@ const ElementwiseDefs& defs(int op) {
 
 const Type& require_floating(const OpDef& op, const Type& type) {
   if (!is_floating(type.dtype)) {
-    throw_error<DTypeError>("{}: operand is {}, need a floating dtype. Fix: cast(x, DType::f32) first.", op.name,
-                            type.dtype);
+    throw_error<DTypeError>(
+        "{}: operand is {}, need a floating dtype. Fix: cast(x, DType::f32) first.", op.name,
+        type.dtype);
   }
   return type;
 }
@@ -206,10 +213,10 @@ std::span<const OpDef* const> all_ops() {
       result.push_back(&ops::elementwise(op));
     }
     for (const OpDef* op :
-         {&ops::cast(), &ops::stop_gradient(), &ops::reshape(), &ops::broadcast_to(), &ops::sum_to(),
-          &ops::transpose(), &ops::slice(), &ops::pad(), &ops::concatenate(), &ops::gather(), &ops::scatter_add(),
-          &ops::sum(), &ops::mean(), &ops::reduce_max(), &ops::reduce_min(), &ops::logsumexp(), &ops::argmax(),
-          &ops::matmul()}) {
+         {&ops::cast(), &ops::stop_gradient(), &ops::reshape(), &ops::broadcast_to(),
+          &ops::sum_to(), &ops::transpose(), &ops::slice(), &ops::pad(), &ops::concatenate(),
+          &ops::gather(), &ops::scatter_add(), &ops::sum(), &ops::mean(), &ops::reduce_max(),
+          &ops::reduce_min(), &ops::logsumexp(), &ops::argmax(), &ops::matmul()}) {
       result.push_back(op);
     }
     return result;

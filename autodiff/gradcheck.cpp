@@ -30,14 +30,16 @@ Tensor weights(const Shape& shape, std::uint64_t seed, std::uint64_t stream) {
 // L and its gradient, from the tape; L at other points, by recording again.
 class Weighted {
  public:
-  Weighted(const char* op, const Functions& f, std::span<const Tensor> inputs, std::uint64_t seed) : f_(f) {
+  Weighted(const char* op, const Functions& f, std::span<const Tensor> inputs, std::uint64_t seed)
+      : f_(f) {
     Tape tape;
     const std::vector<Var> leaves = leaves_of(tape, inputs);
     const std::vector<Var> outputs = f_(leaves);
     for (const Var& y : outputs) {
       if (y.dtype() != DType::f64) {
-        throw_error<DTypeError>("{}: the function returned {}, need f64. Fix: compute in the dtype of the inputs.", op,
-                                y.dtype());
+        throw_error<DTypeError>(
+            "{}: the function returned {}, need f64. Fix: compute in the dtype of the inputs.", op,
+            y.dtype());
       }
       weights_.push_back(weights(y.shape(), seed, weights_.size()));
     }
@@ -74,9 +76,11 @@ struct Difference {
   double asymmetry;
 };
 
-Difference four_points(double far_left, double left, double middle, double right, double far_right, double h) {
+Difference four_points(double far_left, double left, double middle, double right, double far_right,
+                       double h) {
   const double slope = (8 * (right - left) - (far_right - far_left)) / (12 * h);
-  const double by_second = ((far_right - 2 * middle + far_left) - 4 * (right - 2 * middle + left)) / (2 * h);
+  const double by_second =
+      ((far_right - 2 * middle + far_left) - 4 * (right - 2 * middle + left)) / (2 * h);
   const double by_slope = (far_right - far_left) / (4 * h) - (right - left) / (2 * h);
   return {slope, std::max(std::fabs(by_second), std::fabs(by_slope))};
 }
@@ -119,7 +123,8 @@ GradcheckReport check(const char* op, const Functions& f, std::span<const Tensor
   for (std::size_t k = 0; k < given.size(); ++k) {
     if (is_floating(given[k].dtype()) && given[k].dtype() != DType::f64) {
       throw_error<DTypeError>(
-          "{}: input {} is {}; differences need f64. Fix: pass to(DType::f64), and compare narrower gradients with the "
+          "{}: input {} is {}; differences need f64. Fix: pass to(DType::f64), and compare "
+          "narrower gradients with the "
           "f64 one.",
           op, k, given[k].dtype());
     }
@@ -129,7 +134,8 @@ GradcheckReport check(const char* op, const Functions& f, std::span<const Tensor
   GradcheckReport report;
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     const bool floating = is_floating(inputs[k].dtype());
-    const GradcheckInput result = floating ? check_input(loss, inputs, k, options) : GradcheckInput{};
+    const GradcheckInput result =
+        floating ? check_input(loss, inputs, k, options) : GradcheckInput{};
     const bool good = result.max_error <= options.tolerance;
     report.passed &= good;
     report.text += fmt::format("input {} {} {}: ", k, inputs[k].dtype(), inputs[k].shape());
@@ -138,9 +144,11 @@ GradcheckReport check(const char* op, const Functions& f, std::span<const Tensor
     } else if (result.worst < 0) {
       report.text += fmt::format("nothing compared, {} at a kink\n", result.kinks);
     } else {
-      report.text += fmt::format("{} - largest error {:.1e} at element {} (tape {:.12g}, differences {:.12g}), {} compared, {} at a kink\n",
-                                 good ? "ok" : "WRONG", result.max_error, result.worst, result.from_tape,
-                                 result.from_differences, result.checked, result.kinks);
+      report.text += fmt::format(
+          "{} - largest error {:.1e} at element {} (tape {:.12g}, differences {:.12g}), {} "
+          "compared, {} at a kink\n",
+          good ? "ok" : "WRONG", result.max_error, result.worst, result.from_tape,
+          result.from_differences, result.checked, result.kinks);
     }
     report.inputs.push_back(result);
   }
@@ -149,7 +157,8 @@ GradcheckReport check(const char* op, const Functions& f, std::span<const Tensor
 
 }  // namespace
 
-GradcheckReport gradcheck(const TapeFunction& f, std::span<const Tensor> inputs, const GradcheckOptions& options) {
+GradcheckReport gradcheck(const TapeFunction& f, std::span<const Tensor> inputs,
+                          const GradcheckOptions& options) {
   const Functions functions = [&](std::span<const Var> x) { return std::vector<Var>{f(x)}; };
   return check("gradcheck", functions, inputs, options);
 }

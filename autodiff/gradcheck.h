@@ -21,10 +21,10 @@
 namespace halftape {
 
 struct GradcheckOptions {
-  double step = 0x1p-10;           // h
-  double tolerance = 1e-9;         // of max(1, |dL/dx|)
-  double kink_threshold = 1e-3;    // jump of the slope that counts as a kink
-  std::uint64_t seed = 1;          // of the weights w
+  double step = 0x1p-10;         // h
+  double tolerance = 1e-9;       // of max(1, |dL/dx|)
+  double kink_threshold = 1e-3;  // jump of the slope that counts as a kink
+  std::uint64_t seed = 1;        // of the weights w
 };
 
 struct GradcheckInput {
@@ -44,7 +44,8 @@ struct GradcheckReport {
 };
 
 // First derivatives. Inputs are f64 (integers and masks are held fixed), or DTypeError.
-GradcheckReport gradcheck(const TapeFunction& f, std::span<const Tensor> inputs, const GradcheckOptions& options = {});
+GradcheckReport gradcheck(const TapeFunction& f, std::span<const Tensor> inputs,
+                          const GradcheckOptions& options = {});
 
 // Second derivatives: the same for x, u -> J(x)^T u as the tape computes it, with u as one more
 // input, the last one. Its gradient is that of the gradient program.

@@ -1,5 +1,5 @@
-// Ops that move or convert elements: cast, stop_gradient, reshape, broadcast, transpose, slice, pad,
-// concatenate. Each with its shape rule, execution and pullback together.
+// Ops that move or convert elements: cast, stop_gradient, reshape, broadcast, transpose, slice,
+// pad, concatenate. Each with its shape rule, execution and pullback together.
 #include <algorithm>
 
 #include "halftape/autodiff/differentiate.h"
@@ -41,10 +41,12 @@ void execute_alias(const OpDef&, const Execution& x) { *x.outputs[0] = *x.inputs
 
 // --- reshape: attributes.shape ---
 
-void infer_reshape(const OpDef& op, std::span<const Type> in, const Attributes& a, Results& results) {
+void infer_reshape(const OpDef& op, std::span<const Type> in, const Attributes& a,
+                   Results& results) {
   if (in[0].shape.count() != a.shape.count()) {
-    throw_error<ShapeError>("{}: {} has {} elements, {} needs {}. Fix: keep the number of elements.", op.name,
-                            in[0].shape, in[0].shape.count(), a.shape, a.shape.count());
+    throw_error<ShapeError>(
+        "{}: {} has {} elements, {} needs {}. Fix: keep the number of elements.", op.name,
+        in[0].shape, in[0].shape.count(), a.shape, a.shape.count());
   }
   results.push_back({in[0].dtype, a.shape});
 }
@@ -60,10 +62,12 @@ void pull_back_reshape(const OpDef&, PullbackContext& context) {
 
 // --- broadcast_to: attributes.shape ---
 
-void infer_broadcast_to(const OpDef& op, std::span<const Type> in, const Attributes& a, Results& results) {
+void infer_broadcast_to(const OpDef& op, std::span<const Type> in, const Attributes& a,
+                        Results& results) {
   if (broadcast(op.name, in[0].shape, a.shape) != a.shape) {
-    throw_error<ShapeError>("{}: {} does not broadcast to {}. Fix: pass a shape whose sizes are equal or replace a 1.",
-                            op.name, in[0].shape, a.shape);
+    throw_error<ShapeError>(
+        "{}: {} does not broadcast to {}. Fix: pass a shape whose sizes are equal or replace a 1.",
+        op.name, in[0].shape, a.shape);
   }
   results.push_back({in[0].dtype, a.shape});
 }
@@ -81,11 +85,13 @@ void pull_back_broadcast_to(const OpDef&, PullbackContext& context) {
 
 // --- sum_to: attributes.shape, attributes.dtype; the transpose of broadcast_to ---
 
-void infer_sum_to(const OpDef& op, std::span<const Type> in, const Attributes& a, Results& results) {
+void infer_sum_to(const OpDef& op, std::span<const Type> in, const Attributes& a,
+                  Results& results) {
   require_floating(op, in[0]);
   if (broadcast(op.name, a.shape, in[0].shape) != in[0].shape) {
-    throw_error<ShapeError>("{}: {} is not a broadcast of {}. Fix: pass a shape that broadcasts to the operand's.",
-                            op.name, in[0].shape, a.shape);
+    throw_error<ShapeError>(
+        "{}: {} is not a broadcast of {}. Fix: pass a shape that broadcasts to the operand's.",
+        op.name, in[0].shape, a.shape);
   }
   results.push_back({a.dtype, a.shape});
 }
@@ -110,20 +116,23 @@ void pull_back_sum_to(const OpDef&, PullbackContext& context) {
 
 // --- transpose: result axis i is operand axis attributes.offsets[i] ---
 
-void infer_transpose(const OpDef& op, std::span<const Type> in, const Attributes& a, Results& results) {
+void infer_transpose(const OpDef& op, std::span<const Type> in, const Attributes& a,
+                     Results& results) {
   const int rank = in[0].shape.rank();
   Shape::Sizes sizes{};
   unsigned seen = 0;
   for (int i = 0; i < rank; ++i) {
     const std::int64_t axis = a.offsets[std::size_t(i)];
     if (axis < 0 || axis >= rank || (seen >> axis & 1)) {
-      throw_error<ShapeError>("{}: [{}] is not an order of {} axes. Fix: name each axis of {} once.", op.name,
-                              fmt::join(a.offsets.begin(), a.offsets.begin() + rank, ", "), rank, in[0].shape);
+      throw_error<ShapeError>(
+          "{}: [{}] is not an order of {} axes. Fix: name each axis of {} once.", op.name,
+          fmt::join(a.offsets.begin(), a.offsets.begin() + rank, ", "), rank, in[0].shape);
     }
     seen |= 1U << axis;
     sizes[std::size_t(i)] = in[0].shape[int(axis)];
   }
-  results.push_back({in[0].dtype, Shape(std::span<const std::int64_t>(sizes.data(), std::size_t(rank)))});
+  results.push_back(
+      {in[0].dtype, Shape(std::span<const std::int64_t>(sizes.data(), std::size_t(rank)))});
 }
 void execute_transpose(const OpDef&, const Execution& x) {
   const auto own = x.inputs[0]->shape().strides();
@@ -151,14 +160,16 @@ void pull_back_transpose(const OpDef&, PullbackContext& context) {
 void infer_slice(const OpDef& op, std::span<const Type> in, const Attributes& a, Results& results) {
   const Shape& shape = in[0].shape;
   if (a.shape.rank() != shape.rank()) {
-    throw_error<ShapeError>("{}: extent {} for an operand of shape {}, need {} sizes. Fix: pass one size per axis.",
-                            op.name, a.shape, shape, shape.rank());
+    throw_error<ShapeError>(
+        "{}: extent {} for an operand of shape {}, need {} sizes. Fix: pass one size per axis.",
+        op.name, a.shape, shape, shape.rank());
   }
   for (int axis = 0; axis < shape.rank(); ++axis) {
     const std::int64_t begin = a.offsets[std::size_t(axis)];
     if (begin < 0 || begin > shape[axis] - a.shape[axis]) {
-      throw_error<ShapeError>("{}: elements {} to {} of axis {}, which has {}. Fix: stay within {}.", op.name, begin,
-                              begin + a.shape[axis], axis, shape[axis], shape);
+      throw_error<ShapeError>(
+          "{}: elements {} to {} of axis {}, which has {}. Fix: stay within {}.", op.name, begin,
+          begin + a.shape[axis], axis, shape[axis], shape);
     }
   }
   results.push_back({in[0].dtype, a.shape});
@@ -198,9 +209,10 @@ void infer_pad(const OpDef& op, std::span<const Type> in, const Attributes& a, R
     fits = front >= 0 && front <= a.shape[axis] - shape[axis];
   }
   if (!fits) {
-    throw_error<ShapeError>("{}: {} does not fit into {} at [{}]. Fix: pass non-negative padding for each axis.",
-                            op.name, shape, a.shape,
-                            fmt::join(a.offsets.begin(), a.offsets.begin() + shape.rank(), ", "));
+    throw_error<ShapeError>(
+        "{}: {} does not fit into {} at [{}]. Fix: pass non-negative padding for each axis.",
+        op.name, shape, a.shape,
+        fmt::join(a.offsets.begin(), a.offsets.begin() + shape.rank(), ", "));
   }
   results.push_back({in[0].dtype, a.shape});
 }
@@ -209,8 +221,8 @@ void execute_pad(const OpDef&, const Execution& x) {
   const Shape& to = x.attributes.shape;
   const Array out = x.outputs[0]->write();
   x.backend.fill(out, 0.0);
-  x.backend.strided_copy(out, offset_of(to, x.attributes.offsets), to.strides(), x.inputs[0]->array(), 0,
-                         extent.strides(), extent);
+  x.backend.strided_copy(out, offset_of(to, x.attributes.offsets), to.strides(),
+                         x.inputs[0]->array(), 0, extent.strides(), extent);
 }
 void pull_back_pad(const OpDef&, PullbackContext& context) {
   if (context.wants(0)) {
@@ -222,23 +234,27 @@ void pull_back_pad(const OpDef&, PullbackContext& context) {
 
 // --- concatenate along attributes.axis ---
 
-void infer_concatenate(const OpDef& op, std::span<const Type> in, const Attributes& a, Results& results) {
+void infer_concatenate(const OpDef& op, std::span<const Type> in, const Attributes& a,
+                       Results& results) {
   if (in.empty()) {
-    throw_error<ShapeError>("{}: no operands, need at least one. Fix: pass the tensors to join.", op.name);
+    throw_error<ShapeError>("{}: no operands, need at least one. Fix: pass the tensors to join.",
+                            op.name);
   }
   const Shape& first = in[0].shape;
   std::int64_t size = 0;
   for (const Type& type : in) {
     if (type.dtype != in[0].dtype) {
       throw_error<DTypeError>(
-          "{}: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, DType::{}) on the side you "
+          "{}: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, DType::{}) "
+          "on the side you "
           "mean.",
           op.name, in[0].dtype, type.dtype, in[0].dtype);
     }
     if (type.shape.rank() != first.rank() || first.rank() <= a.axis ||
         type.shape.with(a.axis, 0) != first.with(a.axis, 0)) {
-      throw_error<ShapeError>("{}: shapes {} and {} differ beside axis {}. Fix: make the other sizes equal.", op.name,
-                              first, type.shape, a.axis);
+      throw_error<ShapeError>(
+          "{}: shapes {} and {} differ beside axis {}. Fix: make the other sizes equal.", op.name,
+          first, type.shape, a.axis);
     }
     size += type.shape[a.axis];
   }
@@ -249,7 +265,8 @@ void execute_concatenate(const OpDef&, const Execution& x) {
   const auto to = x.outputs[0]->shape().strides();
   std::int64_t offset = 0;
   for (const Tensor* part : x.inputs) {
-    x.backend.strided_copy(out, offset, to, part->array(), 0, part->shape().strides(), part->shape());
+    x.backend.strided_copy(out, offset, to, part->array(), 0, part->shape().strides(),
+                           part->shape());
     offset += part->shape()[x.attributes.axis] * to[std::size_t(x.attributes.axis)];
   }
 }
@@ -272,46 +289,67 @@ void pull_back_concatenate(const OpDef&, PullbackContext& context) {
 namespace ops {
 
 const OpDef& cast() {
-  static const OpDef op{.name = "cast", .fixed_dtype = true, .infer = infer_cast, .execute = execute_cast,
+  static const OpDef op{.name = "cast",
+                        .fixed_dtype = true,
+                        .infer = infer_cast,
+                        .execute = execute_cast,
                         .pullback = pull_back_cast};
   return op;
 }
 const OpDef& stop_gradient() {
-  static const OpDef op{.name = "stop_gradient", .no_gradient = 1, .alias = true, .infer = infer_same,
+  static const OpDef op{.name = "stop_gradient",
+                        .no_gradient = 1,
+                        .alias = true,
+                        .infer = infer_same,
                         .execute = execute_alias};
   return op;
 }
 const OpDef& reshape() {
-  static const OpDef op{.name = "reshape", .alias = true, .infer = infer_reshape, .execute = execute_reshape,
+  static const OpDef op{.name = "reshape",
+                        .alias = true,
+                        .infer = infer_reshape,
+                        .execute = execute_reshape,
                         .pullback = pull_back_reshape};
   return op;
 }
 const OpDef& broadcast_to() {
-  static const OpDef op{.name = "broadcast_to", .infer = infer_broadcast_to, .execute = execute_broadcast_to,
+  static const OpDef op{.name = "broadcast_to",
+                        .infer = infer_broadcast_to,
+                        .execute = execute_broadcast_to,
                         .pullback = pull_back_broadcast_to};
   return op;
 }
 const OpDef& sum_to() {
-  static const OpDef op{.name = "sum_to", .precision = PrecisionClass::high, .infer = infer_sum_to,
-                        .execute = execute_sum_to, .pullback = pull_back_sum_to};
+  static const OpDef op{.name = "sum_to",
+                        .precision = PrecisionClass::high,
+                        .infer = infer_sum_to,
+                        .execute = execute_sum_to,
+                        .pullback = pull_back_sum_to};
   return op;
 }
 const OpDef& transpose() {
-  static const OpDef op{.name = "transpose", .infer = infer_transpose, .execute = execute_transpose,
+  static const OpDef op{.name = "transpose",
+                        .infer = infer_transpose,
+                        .execute = execute_transpose,
                         .pullback = pull_back_transpose};
   return op;
 }
 const OpDef& slice() {
-  static const OpDef op{.name = "slice", .infer = infer_slice, .execute = execute_slice, .pullback = pull_back_slice};
+  static const OpDef op{
+      .name = "slice", .infer = infer_slice, .execute = execute_slice, .pullback = pull_back_slice};
   return op;
 }
 const OpDef& pad() {
-  static const OpDef op{.name = "pad", .infer = infer_pad, .execute = execute_pad, .pullback = pull_back_pad};
+  static const OpDef op{
+      .name = "pad", .infer = infer_pad, .execute = execute_pad, .pullback = pull_back_pad};
   return op;
 }
 const OpDef& concatenate() {
-  static const OpDef op{.name = "concatenate", .precision = PrecisionClass::promote, .arity = -1,
-                        .infer = infer_concatenate, .execute = execute_concatenate,
+  static const OpDef op{.name = "concatenate",
+                        .precision = PrecisionClass::promote,
+                        .arity = -1,
+                        .infer = infer_concatenate,
+                        .execute = execute_concatenate,
                         .pullback = pull_back_concatenate};
   return op;
 }

@@ -1,5 +1,6 @@
 // Matrix product C = op(A) op(B) over the last two axes; leading axes are a batch, equal on both
-// sides or absent on one, which is then shared. Sums are f32 (f64 for f64); attributes.dtype is C's.
+// sides or absent on one, which is then shared. Sums are f32 (f64 for f64); attributes.dtype is
+// C's.
 #include <array>
 
 #include "halftape/autodiff/differentiate.h"
@@ -9,7 +10,9 @@
 namespace halftape {
 namespace {
 
-bool has(Transpose transpose, Transpose side) { return transpose == side || transpose == Transpose::both; }
+bool has(Transpose transpose, Transpose side) {
+  return transpose == side || transpose == Transpose::both;
+}
 
 Transpose transposes(bool lhs, bool rhs) {
   return lhs ? (rhs ? Transpose::both : Transpose::lhs) : (rhs ? Transpose::rhs : Transpose::none);
@@ -24,29 +27,35 @@ Matrix matrix(const Shape& shape, bool transposed) {
   return transposed ? Matrix{columns, rows} : Matrix{rows, columns};
 }
 
-void infer(const OpDef& op, std::span<const Type> in, const Attributes& a, std::vector<Type>& results) {
+void infer(const OpDef& op, std::span<const Type> in, const Attributes& a,
+           std::vector<Type>& results) {
   const Shape& lhs = require_floating(op, in[0]).shape;
   const Shape& rhs = require_floating(op, in[1]).shape;
   if (lhs.rank() < 2 || rhs.rank() < 2) {
-    throw_error<ShapeError>("{}: operands are {} and {}, need at least two axes each. Fix: reshape a vector to [1, n].",
-                            op.name, lhs, rhs);
+    throw_error<ShapeError>(
+        "{}: operands are {} and {}, need at least two axes each. Fix: reshape a vector to [1, n].",
+        op.name, lhs, rhs);
   }
   const Matrix x = matrix(lhs, has(a.transpose, Transpose::lhs));
   const Matrix y = matrix(rhs, has(a.transpose, Transpose::rhs));
   if (x.columns != y.rows) {
     throw_error<ShapeError>(
-        "{}: inner sizes differ - lhs {}{} has {} columns, rhs {}{} has {} rows. Fix: pass the Transpose you mean, or "
+        "{}: inner sizes differ - lhs {}{} has {} columns, rhs {}{} has {} rows. Fix: pass the "
+        "Transpose you mean, or "
         "build the layer as {} -> {}.",
         op.name, lhs, has(a.transpose, Transpose::lhs) ? " transposed" : "", x.columns, rhs,
         has(a.transpose, Transpose::rhs) ? " transposed" : "", y.rows, x.columns, y.columns);
   }
   if (lhs.rank() > 2 && rhs.rank() > 2 &&
-      lhs.with(lhs.rank() - 1, 1).with(lhs.rank() - 2, 1) != rhs.with(rhs.rank() - 1, 1).with(rhs.rank() - 2, 1)) {
-    throw_error<ShapeError>("{}: batches of {} and {} differ. Fix: make the leading sizes equal, or pass one matrix.",
-                            op.name, lhs, rhs);
+      lhs.with(lhs.rank() - 1, 1).with(lhs.rank() - 2, 1) !=
+          rhs.with(rhs.rank() - 1, 1).with(rhs.rank() - 2, 1)) {
+    throw_error<ShapeError>(
+        "{}: batches of {} and {} differ. Fix: make the leading sizes equal, or pass one matrix.",
+        op.name, lhs, rhs);
   }
   const Shape& batched = lhs.rank() >= rhs.rank() ? lhs : rhs;
-  results.push_back({a.dtype, batched.with(batched.rank() - 2, x.rows).with(batched.rank() - 1, y.columns)});
+  results.push_back(
+      {a.dtype, batched.with(batched.rank() - 2, x.rows).with(batched.rank() - 1, y.columns)});
 }
 
 void execute(const OpDef&, const Execution& x) {
@@ -58,9 +67,14 @@ void execute(const OpDef&, const Execution& x) {
   const auto members = [](const Shape& s, const Matrix& m) {
     return m.rows * m.columns == 0 ? 1 : s.count() / (m.rows * m.columns);
   };
-  MatmulSizes sizes{std::max(members(lhs, a), members(rhs, b)), a.rows, b.columns, a.columns,
-                    lhs.rank() > 2 ? a.rows * a.columns : 0, rhs.rank() > 2 ? b.rows * b.columns : 0,
-                    t, x.attributes.matmul_mode};
+  MatmulSizes sizes{std::max(members(lhs, a), members(rhs, b)),
+                    a.rows,
+                    b.columns,
+                    a.columns,
+                    lhs.rank() > 2 ? a.rows * a.columns : 0,
+                    rhs.rank() > 2 ? b.rows * b.columns : 0,
+                    t,
+                    x.attributes.matmul_mode};
   if (rhs.rank() == 2 && !has(t, Transpose::lhs)) {  // one product of all rows
     sizes.m *= sizes.batch;
     sizes.batch = 1;
@@ -68,7 +82,8 @@ void execute(const OpDef&, const Execution& x) {
   x.backend.matmul(x.outputs[0]->write(), x.inputs[0]->array(), x.inputs[1]->array(), sizes);
 }
 
-// For C = A B: A_bar = C_bar B^T and B_bar = A^T C_bar; a transposed operand gets the transpose of these.
+// For C = A B: A_bar = C_bar B^T and B_bar = A^T C_bar; a transposed operand gets the transpose of
+// these.
 void pull_back(const OpDef& op, PullbackContext& context) {
   const ValueId operand[2] = {context.input(0), context.input(1)};
   const ValueId c_bar = context.cotangent();
@@ -117,8 +132,12 @@ void pull_back(const OpDef& op, PullbackContext& context) {
 }  // namespace
 
 const OpDef& ops::matmul() {
-  static const OpDef op{.name = "matmul", .precision = PrecisionClass::low, .arity = 2, .infer = infer,
-                        .execute = execute, .pullback = pull_back};
+  static const OpDef op{.name = "matmul",
+                        .precision = PrecisionClass::low,
+                        .arity = 2,
+                        .infer = infer,
+                        .execute = execute,
+                        .pullback = pull_back};
   return op;
 }
 

@@ -5,7 +5,8 @@
 
 namespace halftape {
 
-// Every op a tape can record, elementwise ops first: tests loop over this list, so none is forgotten.
+// Every op a tape can record, elementwise ops first: tests loop over this list, so none is
+// forgotten.
 std::span<const OpDef* const> all_ops();
 
 namespace ops {

@@ -19,7 +19,8 @@ DType Argument::dtype_or(DType fallback) const {
 namespace {
 
 // Puts operands on one tape; plain numbers take the dtype of the first operand that has one.
-std::vector<Var> on_one_tape(std::string_view op, std::initializer_list<const Argument*> arguments) {
+std::vector<Var> on_one_tape(std::string_view op,
+                             std::initializer_list<const Argument*> arguments) {
   Tape* tape = nullptr;
   for (const Argument* argument : arguments) {
     if (argument->var() != nullptr && tape == nullptr) {
@@ -27,7 +28,8 @@ std::vector<Var> on_one_tape(std::string_view op, std::initializer_list<const Ar
     }
   }
   if (tape == nullptr) {
-    throw_error<ValueError>("{}: no operand is on a tape. Fix: make one with tape.leaf or tape.constant.", op);
+    throw_error<ValueError>(
+        "{}: no operand is on a tape. Fix: make one with tape.leaf or tape.constant.", op);
   }
   DType number_dtype = DType::boolean;
   for (const Argument* argument : arguments) {
@@ -98,12 +100,15 @@ Var greater(const Argument& a, const Argument& b) { return nary<Greater>({&a, &b
 Var greater_equal(const Argument& a, const Argument& b) { return nary<GreaterEqual>({&a, &b}); }
 Var equal(const Argument& a, const Argument& b) { return nary<Equal>({&a, &b}); }
 Var not_equal(const Argument& a, const Argument& b) { return nary<NotEqual>({&a, &b}); }
-Var clamp(const Argument& x, const Argument& low, const Argument& high) { return nary<Clamp>({&x, &low, &high}); }
+Var clamp(const Argument& x, const Argument& low, const Argument& high) {
+  return nary<Clamp>({&x, &low, &high});
+}
 
 Var where(const Var& condition, const Argument& a, const Argument& b) {
   if (condition.dtype() != DType::boolean) {
-    throw_error<DTypeError>("where: the condition is {}, need bool. Fix: make it with a comparison.",
-                            condition.dtype());
+    throw_error<DTypeError>(
+        "where: the condition is {}, need bool. Fix: make it with a comparison.",
+        condition.dtype());
   }
   const Argument c(condition);
   return nary<Where>({&c, &a, &b});
@@ -113,7 +118,8 @@ Var matmul(const Argument& a, const Argument& b, Transpose transpose) {
   const std::vector<Var> vars = on_one_tape("matmul", {&a, &b});
   if (vars[0].dtype() != vars[1].dtype()) {
     throw_error<DTypeError>(
-        "matmul: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, DType::{}) on the side you "
+        "matmul: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, "
+        "DType::{}) on the side you "
         "mean.",
         vars[0].dtype(), vars[1].dtype(), vars[0].dtype());
   }
@@ -123,7 +129,9 @@ Var matmul(const Argument& a, const Argument& b, Transpose transpose) {
   return vars[0].tape().record(ops::matmul(), vars, std::move(attributes));
 }
 
-Var sum(const Var& x, std::initializer_list<int> axes, KeepAxes keep) { return reduction(ops::sum(), x, axes, keep); }
+Var sum(const Var& x, std::initializer_list<int> axes, KeepAxes keep) {
+  return reduction(ops::sum(), x, axes, keep);
+}
 Var mean(const Var& x, std::initializer_list<int> axes, KeepAxes keep) {
   return reduction(ops::mean(), x, axes, keep);
 }
@@ -155,8 +163,9 @@ Var broadcast_to(const Var& x, const Shape& shape) {
 Var transpose(const Var& x, std::initializer_list<int> order) {
   const int rank = x.shape().rank();
   if (order.size() != 0 && int(order.size()) != rank) {
-    throw_error<ShapeError>("transpose: {} axes named for shape {}, need {}. Fix: name each axis once.", order.size(),
-                            x.shape(), rank);
+    throw_error<ShapeError>(
+        "transpose: {} axes named for shape {}, need {}. Fix: name each axis once.", order.size(),
+        x.shape(), rank);
   }
   Attributes attributes;
   for (int i = 0; i < rank; ++i) {
@@ -169,8 +178,9 @@ Var transpose(const Var& x, std::initializer_list<int> order) {
 Var slice(const Var& x, int axis, std::int64_t begin, std::int64_t end) {
   axis = normalize_axis("slice", axis, x.shape().rank());
   if (begin < 0 || begin > end || end > x.shape()[axis]) {
-    throw_error<ShapeError>("slice: elements {} to {} of axis {}, which has {}. Fix: stay within {}.", begin, end, axis,
-                            x.shape()[axis], x.shape());
+    throw_error<ShapeError>(
+        "slice: elements {} to {} of axis {}, which has {}. Fix: stay within {}.", begin, end, axis,
+        x.shape()[axis], x.shape());
   }
   Attributes attributes;
   attributes.offsets[std::size_t(axis)] = begin;
@@ -181,8 +191,9 @@ Var slice(const Var& x, int axis, std::int64_t begin, std::int64_t end) {
 Var pad(const Var& x, int axis, std::int64_t front, std::int64_t back) {
   axis = normalize_axis("pad", axis, x.shape().rank());
   if (front < 0 || back < 0) {
-    throw_error<ShapeError>("pad: {} in front and {} behind, need 0 or more. Fix: use slice to remove elements.", front,
-                            back);
+    throw_error<ShapeError>(
+        "pad: {} in front and {} behind, need 0 or more. Fix: use slice to remove elements.", front,
+        back);
   }
   Attributes attributes;
   attributes.offsets[std::size_t(axis)] = front;
@@ -192,7 +203,8 @@ Var pad(const Var& x, int axis, std::int64_t front, std::int64_t back) {
 
 Var concatenate(std::span<const Var> parts, int axis) {
   if (parts.empty()) {
-    throw_error<ShapeError>("concatenate: no operands, need at least one. Fix: pass the tensors to join.");
+    throw_error<ShapeError>(
+        "concatenate: no operands, need at least one. Fix: pass the tensors to join.");
   }
   Attributes attributes;
   attributes.axis = normalize_axis("concatenate", axis, parts[0].shape().rank());
@@ -206,7 +218,8 @@ Var concatenate(std::initializer_list<Var> parts, int axis) {
 Var gather(const Var& x, const Argument& indices, int axis) {
   Attributes attributes;
   attributes.axis = normalize_axis("gather", axis, x.shape().rank());
-  return x.tape().record(ops::gather(), {x, indices.on(x.tape(), DType::i64)}, std::move(attributes));
+  return x.tape().record(ops::gather(), {x, indices.on(x.tape(), DType::i64)},
+                         std::move(attributes));
 }
 
 Var scatter_add(const Var& updates, const Argument& indices, int axis, const Shape& shape) {
@@ -214,8 +227,8 @@ Var scatter_add(const Var& updates, const Argument& indices, int axis, const Sha
   attributes.axis = normalize_axis("scatter_add", axis, shape.rank());
   attributes.shape = shape;
   attributes.dtype = updates.dtype();
-  return updates.tape().record(ops::scatter_add(), {updates, indices.on(updates.tape(), DType::i64)},
-                               std::move(attributes));
+  return updates.tape().record(
+      ops::scatter_add(), {updates, indices.on(updates.tape(), DType::i64)}, std::move(attributes));
 }
 
 Var stop_gradient(const Var& x) { return x.tape().record(ops::stop_gradient(), {x}); }

@@ -1,6 +1,6 @@
 // Everything a program can be written with. Operands broadcast as NumPy arrays do; dtypes are never
-// promoted silently: operands of one op have one dtype, a plain number takes it. A plain Tensor is a
-// constant whose later change is an error (Tape::constant).
+// promoted silently: operands of one op have one dtype, a plain number takes it. A plain Tensor is
+// a constant whose later change is an error (Tape::constant).
 //
 // Throws ShapeError, DTypeError, and ValueError for Vars of different tapes; texts name the op.
 #pragma once
@@ -16,9 +16,9 @@ namespace halftape {
 // A Var, a Tensor or a number as an operand.
 class Argument {
  public:
-  Argument(const Var& var) : var_(&var) {}                // NOLINT(google-explicit-constructor)
-  Argument(const Tensor& tensor) : tensor_(&tensor) {}    // NOLINT(google-explicit-constructor)
-  Argument(double number) : number_(number) {}            // NOLINT(google-explicit-constructor)
+  Argument(const Var& var) : var_(&var) {}              // NOLINT(google-explicit-constructor)
+  Argument(const Tensor& tensor) : tensor_(&tensor) {}  // NOLINT(google-explicit-constructor)
+  Argument(double number) : number_(number) {}          // NOLINT(google-explicit-constructor)
 
   const Var* var() const { return var_; }
   Var on(Tape& tape, DType number_dtype) const;

@@ -9,7 +9,8 @@ namespace {
 
 class Retyper {
  public:
-  Retyper(const Program& from, const PrecisionPolicy& policy) : from_(from), policy_(policy), ids_(from.values.size()) {}
+  Retyper(const Program& from, const PrecisionPolicy& policy)
+      : from_(from), policy_(policy), ids_(from.values.size()) {}
 
   Program run() {
     for (const ValueId id : from_.inputs) {
@@ -62,9 +63,12 @@ class Retyper {
       return recorded;
     }
     switch (class_of(op)) {
-      case PrecisionClass::low: return policy_.compute;
-      case PrecisionClass::high: return policy_.high;
-      default: return widest;
+      case PrecisionClass::low:
+        return policy_.compute;
+      case PrecisionClass::high:
+        return policy_.high;
+      default:
+        return widest;
     }
   }
 
@@ -115,6 +119,8 @@ class Retyper {
 
 }  // namespace
 
-Program retype(const Program& program, const PrecisionPolicy& policy) { return Retyper(program, policy).run(); }
+Program retype(const Program& program, const PrecisionPolicy& policy) {
+  return Retyper(program, policy).run();
+}
 
 }  // namespace halftape

@@ -1,4 +1,5 @@
-// Re-typing: the same program at another precision. Casts are instructions, placed by each op's class.
+// Re-typing: the same program at another precision. Casts are instructions, placed by each op's
+// class.
 #pragma once
 
 #include <map>

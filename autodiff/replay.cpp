@@ -14,12 +14,14 @@ Replay::Replay(std::shared_ptr<const Program> program)
 void Replay::set(ValueId input, const Tensor& value) {
   const ValueInfo& info = program_->info(input);
   if (value.shape() != info.type.shape) {
-    throw_error<ShapeError>("replay: input '{}' has shape {}, recorded as {}. Fix: record again for the new shape.",
-                            info.name, value.shape(), info.type.shape);
+    throw_error<ShapeError>(
+        "replay: input '{}' has shape {}, recorded as {}. Fix: record again for the new shape.",
+        info.name, value.shape(), info.type.shape);
   }
   if (value.dtype() != info.type.dtype) {
-    throw_error<DTypeError>("replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).", info.name,
-                            value.dtype(), info.type.dtype, info.type.dtype);
+    throw_error<DTypeError>(
+        "replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).", info.name,
+        value.dtype(), info.type.dtype, info.type.dtype);
   }
   values_[std::size_t(input)] = value;
 }
@@ -39,8 +41,9 @@ void Replay::run(Dependence changed) {
     changed = depends_on::everything;
     for (const ValueId id : program_->inputs) {
       if (!values_[std::size_t(id)].defined()) {
-        throw_error<ValueError>("replay: input '{}' has no value. Fix: set() every input before the first run.",
-                                program_->info(id).name);
+        throw_error<ValueError>(
+            "replay: input '{}' has no value. Fix: set() every input before the first run.",
+            program_->info(id).name);
       }
     }
   }
@@ -49,7 +52,8 @@ void Replay::run(Dependence changed) {
   };
   for (const Instruction& instruction : program_->instructions) {
     if (instruction.op->alias && stale(instruction)) {
-      values_[std::size_t(program_->outputs_of(instruction)[0])] = Tensor();  // gives shared storage back
+      values_[std::size_t(program_->outputs_of(instruction)[0])] =
+          Tensor();  // gives shared storage back
     }
   }
   for (const Instruction& instruction : program_->instructions) {
@@ -63,15 +67,17 @@ void Replay::run(Dependence changed) {
 std::optional<Fault> Replay::first_nonfinite() const {
   const auto statistics_of = [&](ValueId id) {
     const Tensor& value = values_[std::size_t(id)];
-    return value.defined() && is_floating(value.dtype()) ? backend(value.device()).statistics(value.array())
-                                                         : Statistics{};
+    return value.defined() && is_floating(value.dtype())
+               ? backend(value.device()).statistics(value.array())
+               : Statistics{};
   };
   for (std::size_t i = 0; i < program_->instructions.size(); ++i) {
     const Instruction& instruction = program_->instructions[i];
     for (const ValueId id : program_->outputs_of(instruction)) {
       const Statistics statistics = statistics_of(id);
       if (!statistics.finite()) {
-        return Fault{std::int32_t(i), std::string(instruction.op->name), statistics, program_->type(id).shape.count()};
+        return Fault{std::int32_t(i), std::string(instruction.op->name), statistics,
+                     program_->type(id).shape.count()};
       }
     }
   }

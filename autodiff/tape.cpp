@@ -50,12 +50,14 @@ class Recording {
 
 void Parameter::set_value(const Tensor& value) {
   if (value.shape() != data_->value.shape()) {
-    throw_error<ShapeError>("parameter: {} is {}, the new value {}. Fix: pass a tensor of that shape.", name(),
-                            data_->value.shape(), value.shape());
+    throw_error<ShapeError>(
+        "parameter: {} is {}, the new value {}. Fix: pass a tensor of that shape.", name(),
+        data_->value.shape(), value.shape());
   }
   if (value.dtype() != data_->value.dtype()) {
-    throw_error<DTypeError>("parameter: {} is {}, the new value {}. Fix: cast it with to(DType::{}).", name(),
-                            data_->value.dtype(), value.dtype(), data_->value.dtype());
+    throw_error<DTypeError>(
+        "parameter: {} is {}, the new value {}. Fix: cast it with to(DType::{}).", name(),
+        data_->value.dtype(), value.dtype(), data_->value.dtype());
   }
   data_->value = value;
 }
@@ -76,7 +78,8 @@ const Tensor& Gradients::operator[](const Var& leaf) const {
   const auto found = by_leaf_.find(leaf.id());
   if (found == by_leaf_.end() || leaf.tape_ != tape_ || leaf.generation_ != generation_) {
     throw_error<ValueError>(
-        "gradients: %{} is not a leaf of this tape. Fix: ask for a value made with tape.leaf or tape.parameter.",
+        "gradients: %{} is not a leaf of this tape. Fix: ask for a value made with tape.leaf or "
+        "tape.parameter.",
         leaf.id());
   }
   return found->second;
@@ -94,8 +97,9 @@ Tensor* Gradients::find(const Parameter& parameter) {
 const Tensor& Gradients::operator[](const Parameter& parameter) const {
   const Tensor* gradient = find(parameter);
   if (gradient == nullptr) {
-    throw_error<ValueError>("gradients: the tape did not use parameter '{}'. Fix: use it in the recorded loss.",
-                            parameter.name());
+    throw_error<ValueError>(
+        "gradients: the tape did not use parameter '{}'. Fix: use it in the recorded loss.",
+        parameter.name());
   }
   return *gradient;
 }
@@ -103,21 +107,24 @@ const Tensor& Gradients::operator[](const Parameter& parameter) const {
 ValueId Tape::id_of(const char* op, const Var& var) const {
   if (var.tape_ != this) {
     throw_error<ValueError>(
-        "{}: operands live on two tapes (a Var captured by the vector field?). Fix: make it a parameter via tape.leaf, "
+        "{}: operands live on two tapes (a Var captured by the vector field?). Fix: make it a "
+        "parameter via tape.leaf, "
         "or part of the state.",
         op);
   }
   if (var.generation_ != generation_) {
     throw_error<ValueError>(
-        "{}: this Tape was cleared after recording %{}. Fix: call backward before clear, or record again.", op,
-        var.id_);
+        "{}: this Tape was cleared after recording %{}. Fix: call backward before clear, or record "
+        "again.",
+        op, var.id_);
   }
   return var.id_;
 }
 
 Var Tape::leaf(const Tensor& value, std::string name, Role role) {
   if (!value.defined()) {
-    throw_error<ValueError>("leaf: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
+    throw_error<ValueError>(
+        "leaf: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
   }
   const ValueId id = program_.add_input({value.dtype(), value.shape()}, role, std::move(name));
   values_.push_back(value);
@@ -145,7 +152,8 @@ Var Tape::parameter(const Parameter& parameter) {
 
 Var Tape::constant(const Tensor& value, std::string name) {
   if (!value.defined()) {
-    throw_error<ValueError>("constant: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
+    throw_error<ValueError>(
+        "constant: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
   }
   const ValueId id = program_.add_constant(value, std::move(name), value.watch());
   values_.push_back(value);
@@ -172,14 +180,17 @@ void Tape::execute_from(std::size_t first_instruction) {
   }
 }
 
-std::vector<Var> Tape::record_all(const OpDef& op, std::span<const Var> inputs, Attributes attributes) {
+std::vector<Var> Tape::record_all(const OpDef& op, std::span<const Var> inputs,
+                                  Attributes attributes) {
   std::vector<ValueId> ids;
   for (const Var& input : inputs) {
     ids.push_back(id_of(op.name.data(), input));
     if (values_[std::size_t(ids.back())].device() != values_[std::size_t(ids[0])].device()) {
-      throw_error<DeviceError>("{}: operand 0 is on {}, operand {} on {}; copies are never implicit. Fix: to(x, device).",
-                               op.name, values_[std::size_t(ids[0])].device().text(), ids.size() - 1,
-                               values_[std::size_t(ids.back())].device().text());
+      throw_error<DeviceError>(
+          "{}: operand 0 is on {}, operand {} on {}; copies are never implicit. Fix: to(x, "
+          "device).",
+          op.name, values_[std::size_t(ids[0])].device().text(), ids.size() - 1,
+          values_[std::size_t(ids.back())].device().text());
     }
   }
   Recording recording(program_, values_);
@@ -205,21 +216,24 @@ Gradients Tape::backward(const Var& loss) {
   const Type& type = program_.type(id);
   if (type.shape.count() != 1) {
     throw_error<ShapeError>(
-        "backward: output has shape {}; only a scalar has a default seed. Fix: sum or mean it, or pass a seed of that "
+        "backward: output has shape {}; only a scalar has a default seed. Fix: sum or mean it, or "
+        "pass a seed of that "
         "shape.",
         type.shape);
   }
-  const Tensor seed = Tensor::full(type.shape, 1.0, cotangent_dtype(program_.info(id)), values_[std::size_t(id)].device());
+  const Tensor seed = Tensor::full(type.shape, 1.0, cotangent_dtype(program_.info(id)),
+                                   values_[std::size_t(id)].device());
   return backward({&loss, 1}, {&seed, 1});
 }
 
 Gradients Tape::backward(std::span<const Var> outputs, std::span<const Tensor> seeds) {
   if (execute_ != Execute::yes) {
-    throw_error<ValueError>("backward: this tape records shapes only. Fix: record on a Tape that executes.");
+    throw_error<ValueError>(
+        "backward: this tape records shapes only. Fix: record on a Tape that executes.");
   }
   if (outputs.size() != seeds.size()) {
-    throw_error<ValueError>("backward: {} outputs and {} seeds. Fix: pass one seed per output.", outputs.size(),
-                            seeds.size());
+    throw_error<ValueError>("backward: {} outputs and {} seeds. Fix: pass one seed per output.",
+                            outputs.size(), seeds.size());
   }
   std::vector<ValueId> output_ids;
   for (const Var& output : outputs) {
@@ -233,8 +247,9 @@ Gradients Tape::backward(std::span<const Var> outputs, std::span<const Tensor> s
   for (std::size_t k = 0; k < seeds.size(); ++k) {
     const Type& need = program.type(derivative.seeds[k]);
     if (seeds[k].shape() != need.shape) {
-      throw_error<ShapeError>("backward: seed {} has shape {}, its output {}. Fix: pass a seed of that shape.", k,
-                              seeds[k].shape(), need.shape);
+      throw_error<ShapeError>(
+          "backward: seed {} has shape {}, its output {}. Fix: pass a seed of that shape.", k,
+          seeds[k].shape(), need.shape);
     }
     values[std::size_t(derivative.seeds[k])] = seeds[k].to(need.dtype);
   }
@@ -285,18 +300,20 @@ Gradients Tape::backward(std::span<const Var> outputs, std::span<const Tensor> s
   return result;
 }
 
-std::vector<Var> Tape::gradient(std::span<const Var> outputs, std::span<const Var> seeds, std::span<const Var> wrt) {
+std::vector<Var> Tape::gradient(std::span<const Var> outputs, std::span<const Var> seeds,
+                                std::span<const Var> wrt) {
   if (outputs.size() != seeds.size()) {
-    throw_error<ValueError>("gradient: {} outputs and {} seeds. Fix: pass one seed per output.", outputs.size(),
-                            seeds.size());
+    throw_error<ValueError>("gradient: {} outputs and {} seeds. Fix: pass one seed per output.",
+                            outputs.size(), seeds.size());
   }
   std::vector<ValueId> output_ids, seed_ids, wrt_ids;
   for (std::size_t k = 0; k < outputs.size(); ++k) {
     output_ids.push_back(id_of("gradient", outputs[k]));
     seed_ids.push_back(id_of("gradient", seeds[k]));
     if (outputs[k].shape() != seeds[k].shape()) {
-      throw_error<ShapeError>("gradient: seed {} has shape {}, its output {}. Fix: pass a seed of that shape.", k,
-                              seeds[k].shape(), outputs[k].shape());
+      throw_error<ShapeError>(
+          "gradient: seed {} has shape {}, its output {}. Fix: pass a seed of that shape.", k,
+          seeds[k].shape(), outputs[k].shape());
     }
   }
   for (const Var& x : wrt) {
@@ -328,7 +345,8 @@ std::vector<Var> Tape::gradient(std::span<const Var> outputs, std::span<const Va
 std::vector<Var> Tape::gradient(const Var& output, std::span<const Var> wrt) {
   if (output.shape().count() != 1) {
     throw_error<ShapeError>(
-        "gradient: output has shape {}; only a scalar has a default seed. Fix: sum or mean it, or pass a seed of that "
+        "gradient: output has shape {}; only a scalar has a default seed. Fix: sum or mean it, or "
+        "pass a seed of that "
         "shape.",
         output.shape());
   }
@@ -349,7 +367,8 @@ const Tensor& Tape::value(const Var& var) const {
   const Tensor& value = values_[std::size_t(id_of("value", var))];
   if (!value.defined()) {
     throw_error<ValueError>(
-        "value: %{} has no value yet, a velocity is being recorded for replay. Fix: set retrace = every_call if the "
+        "value: %{} has no value yet, a velocity is being recorded for replay. Fix: set retrace = "
+        "every_call if the "
         "velocity branches on values.",
         var.id());
   }

@@ -46,7 +46,7 @@ class Var {
 // Cotangents by leaf and by parameter. Leaves the outputs do not depend on have zero gradients.
 class Gradients {
  public:
-  const Tensor& operator[](const Var& leaf) const;           // ValueError for a value that is no leaf
+  const Tensor& operator[](const Var& leaf) const;  // ValueError for a value that is no leaf
   const Tensor& operator[](const Parameter& parameter) const;
   // nullptr when the tape did not use the parameter.
   const Tensor* find(const Parameter& parameter) const;
@@ -84,14 +84,16 @@ class Tape {
     return record(op, std::span<const Var>(inputs.begin(), inputs.size()), std::move(attributes));
   }
   // The same for an op with several results.
-  std::vector<Var> record_all(const OpDef& op, std::span<const Var> inputs, Attributes attributes = {});
+  std::vector<Var> record_all(const OpDef& op, std::span<const Var> inputs,
+                              Attributes attributes = {});
 
   // Gradients of a scalar with respect to every leaf and parameter: differentiate + replay.
   Gradients backward(const Var& loss);
   // The same for any outputs, with their cotangents given.
   Gradients backward(std::span<const Var> outputs, std::span<const Tensor> seeds);
   // Cotangents as values on this tape, so that they can be used and differentiated again.
-  std::vector<Var> gradient(std::span<const Var> outputs, std::span<const Var> seeds, std::span<const Var> wrt);
+  std::vector<Var> gradient(std::span<const Var> outputs, std::span<const Var> seeds,
+                            std::span<const Var> wrt);
   // The same for one scalar, seed 1.
   std::vector<Var> gradient(const Var& output, std::span<const Var> wrt);
 

@@ -47,7 +47,8 @@ struct Statistics {
   bool finite() const { return infinities == 0 && nans == 0; }
 };
 
-// One axis of a gather / scatter-add: arrays are [outer, axis_size, inner] and [outer, indices, inner].
+// One axis of a gather / scatter-add: arrays are [outer, axis_size, inner] and [outer, indices,
+// inner].
 struct GatherSizes {
   std::int64_t outer, axis_size, indices, inner;
 };
@@ -63,16 +64,21 @@ class Backend {
   virtual void cast(Array dst, ConstArray src) = 0;
 
   // dst[i] = f(operands[i]..) with NumPy broadcasting of the operands to `shape`.
-  virtual void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands) = 0;
+  virtual void map(MapCode code, Array dst, const Shape& shape,
+                   std::span<const MapOperand> operands) = 0;
   // Reduces the axes of `shape` whose bit is set; `scale` multiplies a sum. argmax gives i64 and
   // reduces one axis.
-  virtual void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes, double scale) = 0;
-  // dst[dst_offset + i . dst_strides] = src[src_offset + i . src_strides] for all indices i of extent.
-  virtual void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides, ConstArray src,
-                            std::int64_t src_offset, const Shape::Sizes& src_strides, const Shape& extent) = 0;
+  virtual void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
+                      double scale) = 0;
+  // dst[dst_offset + i . dst_strides] = src[src_offset + i . src_strides] for all indices i of
+  // extent.
+  virtual void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides,
+                            ConstArray src, std::int64_t src_offset,
+                            const Shape::Sizes& src_strides, const Shape& extent) = 0;
   // Indices (i64) outside [0, axis_size) throw ValueError.
   virtual void gather(Array dst, ConstArray src, ConstArray indices, const GatherSizes& sizes) = 0;
-  virtual void scatter_add(Array dst, ConstArray src, ConstArray indices, const GatherSizes& sizes) = 0;
+  virtual void scatter_add(Array dst, ConstArray src, ConstArray indices,
+                           const GatherSizes& sizes) = 0;
   virtual void matmul(Array dst, ConstArray lhs, ConstArray rhs, const MatmulSizes& sizes) = 0;
   // dst = sum of terms in the order given, formed in `accumulate` (f32 or f64); dst may be a term.
   virtual void linear_combination(Array dst, std::span<const Term> terms, DType accumulate) = 0;

@@ -1,4 +1,5 @@
-// Internal: error texts are built with fmt, in .cpp files only, so that fmt stays out of public headers.
+// Internal: error texts are built with fmt, in .cpp files only, so that fmt stays out of public
+// headers.
 #pragma once
 
 #include <fmt/format.h>

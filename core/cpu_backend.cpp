@@ -13,8 +13,9 @@ std::atomic<int> thread_count{0};  // 0: as OpenMP says
 
 void require_index(const char* op, std::int64_t index, std::int64_t size) {
   if (index < 0 || index >= size) {
-    throw_error<ValueError>("{}: index {} is out of range - the axis has {} entries. Fix: pass indices in [0, {}].", op,
-                            index, size, size - 1);
+    throw_error<ValueError>(
+        "{}: index {} is out of range - the axis has {} entries. Fix: pass indices in [0, {}].", op,
+        index, size, size - 1);
   }
 }
 
@@ -22,7 +23,8 @@ class CpuBackend final : public Backend {
  public:
   void* allocate(std::int64_t bytes) override {
     constexpr std::size_t alignment = 64;
-    const std::size_t rounded = (std::size_t(bytes) + alignment) / alignment * alignment;  // never 0
+    const std::size_t rounded =
+        (std::size_t(bytes) + alignment) / alignment * alignment;  // never 0
     return std::aligned_alloc(alignment, rounded);
   }
   void free(void* data, std::int64_t) override { std::free(data); }
@@ -42,18 +44,22 @@ class CpuBackend final : public Backend {
     constexpr std::int64_t chunk = 8192;
     cpu::parallel_for(cpu::block_count(src.count, chunk), src.count, [&](std::int64_t b) {
       const std::int64_t first = b * chunk;
-      convert(src.dtype, cpu::at(src, first), dst.dtype, cpu::at(dst, first), std::min(chunk, src.count - first));
+      convert(src.dtype, cpu::at(src, first), dst.dtype, cpu::at(dst, first),
+              std::min(chunk, src.count - first));
     });
   }
 
-  void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands) override {
+  void map(MapCode code, Array dst, const Shape& shape,
+           std::span<const MapOperand> operands) override {
     cpu::map(code, dst, shape, operands);
   }
-  void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes, double scale) override {
+  void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
+              double scale) override {
     cpu::reduce(kind, dst, src, shape, axes, scale);
   }
-  void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides, ConstArray src,
-                    std::int64_t src_offset, const Shape::Sizes& src_strides, const Shape& extent) override {
+  void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides,
+                    ConstArray src, std::int64_t src_offset, const Shape::Sizes& src_strides,
+                    const Shape& extent) override {
     cpu::strided_copy(dst, dst_offset, dst_strides, src, src_offset, src_strides, extent);
   }
   void matmul(Array dst, ConstArray lhs, ConstArray rhs, const MatmulSizes& sizes) override {
@@ -69,7 +75,8 @@ class CpuBackend final : public Backend {
     }
     for (std::int64_t o = 0; o < s.outer; ++o) {
       for (std::int64_t i = 0; i < s.indices; ++i) {
-        copy(cpu::at(dst, (o * s.indices + i) * s.inner), cpu::at(src, (o * s.axis_size + index[i]) * s.inner), bytes);
+        copy(cpu::at(dst, (o * s.indices + i) * s.inner),
+             cpu::at(src, (o * s.axis_size + index[i]) * s.inner), bytes);
       }
     }
   }
@@ -149,7 +156,8 @@ Backend& cpu_backend() {
 
 void set_threads(int count) {
   if (count < 1) {
-    throw_error<ValueError>("set_threads: {} threads, need at least 1. Fix: pass the number of cores to use.", count);
+    throw_error<ValueError>(
+        "set_threads: {} threads, need at least 1. Fix: pass the number of cores to use.", count);
   }
   thread_count.store(count);
 }

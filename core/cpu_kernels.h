@@ -18,10 +18,15 @@ inline constexpr std::int64_t block = 512;
 
 inline std::int64_t block_count(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
 
-inline const char* at(ConstArray a, std::int64_t i) { return static_cast<const char*>(a.data) + i * size_of(a.dtype); }
-inline char* at(Array a, std::int64_t i) { return static_cast<char*>(a.data) + i * size_of(a.dtype); }
+inline const char* at(ConstArray a, std::int64_t i) {
+  return static_cast<const char*>(a.data) + i * size_of(a.dtype);
+}
+inline char* at(Array a, std::int64_t i) {
+  return static_cast<char*>(a.data) + i * size_of(a.dtype);
+}
 
-// n elements from index `first` as T: the array itself where it holds T, else converted into scratch.
+// n elements from index `first` as T: the array itself where it holds T, else converted into
+// scratch.
 template <class T>
 const T* load(ConstArray a, std::int64_t first, std::int64_t n, T* scratch) {
   if (a.dtype == dtype_of<T>) {
@@ -67,9 +72,11 @@ void with_arithmetic(bool any_f64, F&& f) {
 }
 
 void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands);
-void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes, double scale);
-void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides, ConstArray src,
-                  std::int64_t src_offset, const Shape::Sizes& src_strides, const Shape& extent);
+void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
+            double scale);
+void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides,
+                  ConstArray src, std::int64_t src_offset, const Shape::Sizes& src_strides,
+                  const Shape& extent);
 void matmul(Array dst, ConstArray lhs, ConstArray rhs, const MatmulSizes& sizes);
 double dot(ConstArray a, ConstArray b);
 

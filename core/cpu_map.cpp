@@ -36,7 +36,8 @@ struct Pullback {
   }
 };
 
-// w * d pullback<I> / d argument K: the tangent w goes in, so a selected-away branch stays exactly 0.
+// w * d pullback<I> / d argument K: the tangent w goes in, so a selected-away branch stays exactly
+// 0.
 template <class Op, int I, int K>
 struct Second {
   template <class... T>
@@ -47,14 +48,17 @@ struct Second {
   }
   template <class S, std::size_t... A>
   static S expand(std::index_sequence<A...>, const S* args) {
-    return Op::template pullback<I>(Dual<S>(args[A], int(A) == K ? args[sizeof...(A)] : S(0))...).tangent;
+    return Op::template pullback<I>(Dual<S>(args[A], int(A) == K ? args[sizeof...(A)] : S(0))...)
+        .tangent;
   }
 };
 
 constexpr int max_kernels = 1 + 3 + 3 * 5;  // value, pullbacks, second derivatives of a ternary op
 
 constexpr int kernel_slot(int arity, MapCode code) {
-  return code.wrt < 0 ? 0 : code.second < 0 ? 1 + code.wrt : 1 + arity + code.wrt * (arity + 2) + code.second;
+  return code.wrt < 0      ? 0
+         : code.second < 0 ? 1 + code.wrt
+                           : 1 + arity + code.wrt * (arity + 2) + code.second;
 }
 
 template <class T, class F, int N>
@@ -75,7 +79,8 @@ constexpr std::array<Kernel<T>, max_kernels> kernels_of() {
             ((table[1 + n + J * (n + 2) + K] = run<T, Second<Op, J, K>, n + 3>), ...);
           }(std::integral_constant<int, I>{}, std::make_integer_sequence<int, n + 2>{}),
           ...);
-    }(std::make_integer_sequence<int, n>{});
+    }
+    (std::make_integer_sequence<int, n>{});
   }
   return table;
 }
@@ -115,7 +120,8 @@ struct Reader {
 
 // Elements [first, first + n) of an operand broadcast to `shape`, along runs of the last axis.
 template <class T>
-void load_broadcast(const Reader& reader, const Shape& shape, std::int64_t first, std::int64_t n, T* out) {
+void load_broadcast(const Reader& reader, const Shape& shape, std::int64_t first, std::int64_t n,
+                    T* out) {
   const int last = shape.rank() - 1;
   Shape::Sizes index{};
   std::int64_t rest = first;
@@ -175,7 +181,9 @@ void map_as(Kernel<T> kernel, Array dst, const Shape& shape, std::span<const Map
     const std::int64_t size = std::min(block, n - first);
     for (int k = 0; k < count; ++k) {
       switch (readers[k].kind) {
-        case Reader::Kind::same: x[k] = load(readers[k].array, first, size, scratch[k]); break;
+        case Reader::Kind::same:
+          x[k] = load(readers[k].array, first, size, scratch[k]);
+          break;
         case Reader::Kind::scalar:
           convert(readers[k].array.dtype, readers[k].array.data, dtype_of<T>, scratch[k], 1);
           std::fill_n(scratch[k] + 1, size - 1, scratch[k][0]);

@@ -39,8 +39,8 @@ struct MinOf {
 
 // Folds rows [0, rows) of a [rows, stride] matrix, columns [first, first + width), in two levels.
 template <class Fold, class T>
-void fold_columns(ConstArray src, std::int64_t offset, std::int64_t rows, std::int64_t stride, std::int64_t width,
-                  T* total) {
+void fold_columns(ConstArray src, std::int64_t offset, std::int64_t rows, std::int64_t stride,
+                  std::int64_t width, T* total) {
   T partial[lanes];
   T scratch[lanes];
   std::fill_n(total, width, Fold::template initial<T>);
@@ -137,7 +137,8 @@ void logsumexp(Array dst, ConstArray src, const Folding& f) {
   parallel_for(f.outer * f.inner, f.outer * f.inner * f.rows * 16, [&](std::int64_t task) {
     const std::int64_t offset = task / f.inner * f.rows * f.inner + task % f.inner;
     T largest = MaxOf::initial<T>;
-    for_each_in_column<T>(src, offset, f, [&](std::int64_t, T x) { largest = Max::value(largest, x); });
+    for_each_in_column<T>(src, offset, f,
+                          [&](std::int64_t, T x) { largest = Max::value(largest, x); });
     T sum = T(0);
     const T shift = std::isfinite(largest) ? largest : T(0);
     for_each_in_column<T>(src, offset, f, [&](std::int64_t, T x) { sum += std::exp(x - shift); });
@@ -166,18 +167,30 @@ void argmax(Array dst, ConstArray src, const Folding& f) {
 template <class T>
 void reduce_as(Reduction kind, Array dst, ConstArray src, const Folding& f, double scale) {
   switch (kind) {
-    case Reduction::sum: fold<SumOf, T>(dst, src, f, scale); break;
-    case Reduction::max: fold<MaxOf, T>(dst, src, f, 1.0); break;
-    case Reduction::min: fold<MinOf, T>(dst, src, f, 1.0); break;
-    case Reduction::logsumexp: logsumexp<T>(dst, src, f); break;
-    case Reduction::argmax: argmax<T>(dst, src, f); break;
+    case Reduction::sum:
+      fold<SumOf, T>(dst, src, f, scale);
+      break;
+    case Reduction::max:
+      fold<MaxOf, T>(dst, src, f, 1.0);
+      break;
+    case Reduction::min:
+      fold<MinOf, T>(dst, src, f, 1.0);
+      break;
+    case Reduction::logsumexp:
+      logsumexp<T>(dst, src, f);
+      break;
+    case Reduction::argmax:
+      argmax<T>(dst, src, f);
+      break;
   }
 }
 
 }  // namespace
 
-void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes, double scale) {
-  // Neighbouring axes of one kind merge; [outer, rows, inner] remains unless kept and reduced alternate.
+void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
+            double scale) {
+  // Neighbouring axes of one kind merge; [outer, rows, inner] remains unless kept and reduced
+  // alternate.
   Folding f{1, 1, 1};
   bool seen_reduced = false;
   bool alternating = false;
@@ -209,21 +222,22 @@ void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsig
     }
     const Shape permuted(std::span<const std::int64_t>(extent.data(), std::size_t(n)));
     moved.resize(std::size_t(src.count * size_of(src.dtype)));
-    strided_copy({src.dtype, moved.data(), src.count}, 0, permuted.strides(), src, 0, from, permuted);
+    strided_copy({src.dtype, moved.data(), src.count}, 0, permuted.strides(), src, 0, from,
+                 permuted);
     src.data = moved.data();
     f.outer *= f.inner;
     f.inner = 1;
   }
-  with_arithmetic(src.dtype == DType::f64 || src.dtype == DType::i32 || dst.dtype == DType::f64, [&](auto tag) {
-    reduce_as<typename decltype(tag)::type>(kind, dst, src, f, scale);
-  });
+  with_arithmetic(
+      src.dtype == DType::f64 || src.dtype == DType::i32 || dst.dtype == DType::f64,
+      [&](auto tag) { reduce_as<typename decltype(tag)::type>(kind, dst, src, f, scale); });
 }
 
 namespace {
 
 template <class T>
-void strided_copy_as(T* dst, const Shape::Sizes& dst_strides, const T* src, const Shape::Sizes& src_strides,
-                     const Shape& extent) {
+void strided_copy_as(T* dst, const Shape::Sizes& dst_strides, const T* src,
+                     const Shape::Sizes& src_strides, const Shape& extent) {
   const int last = extent.rank() - 1;
   Shape::Sizes index{};
   const std::int64_t rows = extent.count() / extent[last];
@@ -249,8 +263,9 @@ void strided_copy_as(T* dst, const Shape::Sizes& dst_strides, const T* src, cons
 
 }  // namespace
 
-void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides, ConstArray src,
-                  std::int64_t src_offset, const Shape::Sizes& src_strides, const Shape& extent) {
+void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides,
+                  ConstArray src, std::int64_t src_offset, const Shape::Sizes& src_strides,
+                  const Shape& extent) {
   if (extent.count() == 0) {
     return;
   }
@@ -260,10 +275,18 @@ void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_st
                     static_cast<const T*>(src.data) + src_offset, src_strides, whole);
   };
   switch (size_of(dst.dtype)) {
-    case 1: copy_as(std::type_identity<std::uint8_t>{}); break;
-    case 2: copy_as(std::type_identity<std::uint16_t>{}); break;
-    case 4: copy_as(std::type_identity<std::uint32_t>{}); break;
-    default: copy_as(std::type_identity<std::uint64_t>{}); break;
+    case 1:
+      copy_as(std::type_identity<std::uint8_t>{});
+      break;
+    case 2:
+      copy_as(std::type_identity<std::uint16_t>{});
+      break;
+    case 4:
+      copy_as(std::type_identity<std::uint32_t>{});
+      break;
+    default:
+      copy_as(std::type_identity<std::uint64_t>{});
+      break;
   }
 }
 

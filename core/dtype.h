@@ -13,7 +13,8 @@ namespace halftape {
 
 enum class DType : std::uint8_t { f64, f32, f16, bf16, e5m2, e4m3, i32, i64, u8, boolean };
 
-// Storage types have conversions (core/convert.h) and no arithmetic: nobody sums in half by accident.
+// Storage types have conversions (core/convert.h) and no arithmetic: nobody sums in half by
+// accident.
 struct Float16 {
   std::uint16_t bits;
 };
@@ -37,18 +38,18 @@ struct DTypeFacts {
   std::string_view name;  // as users say it
   int bytes;
   DTypeKind kind;
-  int p, emin, emax;      // floating only
-  double max;             // largest finite value
+  int p, emin, emax;  // floating only
+  double max;         // largest finite value
   double min_normal;
   double min_subnormal;
   bool has_infinity;
-  double epsilon;         // 2^(1-p)
-  double unit_roundoff;   // 2^-p
+  double epsilon;        // 2^(1-p)
+  double unit_roundoff;  // 2^-p
 };
 
 inline constexpr std::array<DTypeFacts, 10> dtype_table{{
-    {DType::f64, "f64", 8, DTypeKind::floating, 53, -1022, 1023, 0x1.fffffffffffffp1023,
-     0x1p-1022, 0x1p-1074, true, 0x1p-52, 0x1p-53},
+    {DType::f64, "f64", 8, DTypeKind::floating, 53, -1022, 1023, 0x1.fffffffffffffp1023, 0x1p-1022,
+     0x1p-1074, true, 0x1p-52, 0x1p-53},
     {DType::f32, "f32", 4, DTypeKind::floating, 24, -126, 127, 0x1.fffffep127, 0x1p-126, 0x1p-149,
      true, 0x1p-23, 0x1p-24},
     {DType::f16, "f16", 2, DTypeKind::floating, 11, -14, 15, 65504.0, 0x1p-14, 0x1p-24, true,
@@ -79,23 +80,37 @@ constexpr DType wider(DType a, DType b) {
 }
 
 // The type that arithmetic on `dtype` runs in: f64 for f64, f32 for every narrower format.
-constexpr DType arithmetic_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+constexpr DType arithmetic_dtype(DType dtype) {
+  return dtype == DType::f64 ? DType::f64 : DType::f32;
+}
 
 // Parses "f16" and the like; throws DTypeError that lists the known names.
 DType parse_dtype(std::string_view text);
 
 template <class T>
 inline constexpr DType dtype_of = [] {
-  if constexpr (std::is_same_v<T, double>) return DType::f64;
-  else if constexpr (std::is_same_v<T, float>) return DType::f32;
-  else if constexpr (std::is_same_v<T, Float16>) return DType::f16;
-  else if constexpr (std::is_same_v<T, BFloat16>) return DType::bf16;
-  else if constexpr (std::is_same_v<T, Float8E5M2>) return DType::e5m2;
-  else if constexpr (std::is_same_v<T, Float8E4M3>) return DType::e4m3;
-  else if constexpr (std::is_same_v<T, std::int32_t>) return DType::i32;
-  else if constexpr (std::is_same_v<T, std::int64_t>) return DType::i64;
-  else if constexpr (std::is_same_v<T, std::uint8_t>) return DType::u8;
-  else { static_assert(std::is_same_v<T, Bool8>, "not a halftape element type"); return DType::boolean; }
+  if constexpr (std::is_same_v<T, double>)
+    return DType::f64;
+  else if constexpr (std::is_same_v<T, float>)
+    return DType::f32;
+  else if constexpr (std::is_same_v<T, Float16>)
+    return DType::f16;
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return DType::bf16;
+  else if constexpr (std::is_same_v<T, Float8E5M2>)
+    return DType::e5m2;
+  else if constexpr (std::is_same_v<T, Float8E4M3>)
+    return DType::e4m3;
+  else if constexpr (std::is_same_v<T, std::int32_t>)
+    return DType::i32;
+  else if constexpr (std::is_same_v<T, std::int64_t>)
+    return DType::i64;
+  else if constexpr (std::is_same_v<T, std::uint8_t>)
+    return DType::u8;
+  else {
+    static_assert(std::is_same_v<T, Bool8>, "not a halftape element type");
+    return DType::boolean;
+  }
 }();
 
 // Calls f(std::type_identity<T>{}) with the storage type of `dtype`.
@@ -103,16 +118,26 @@ inline constexpr DType dtype_of = [] {
 template <class F>
 decltype(auto) visit(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f64: return f(std::type_identity<double>{});
-    case DType::f32: return f(std::type_identity<float>{});
-    case DType::f16: return f(std::type_identity<Float16>{});
-    case DType::bf16: return f(std::type_identity<BFloat16>{});
-    case DType::e5m2: return f(std::type_identity<Float8E5M2>{});
-    case DType::e4m3: return f(std::type_identity<Float8E4M3>{});
-    case DType::i32: return f(std::type_identity<std::int32_t>{});
-    case DType::i64: return f(std::type_identity<std::int64_t>{});
-    case DType::u8: return f(std::type_identity<std::uint8_t>{});
-    case DType::boolean: break;
+    case DType::f64:
+      return f(std::type_identity<double>{});
+    case DType::f32:
+      return f(std::type_identity<float>{});
+    case DType::f16:
+      return f(std::type_identity<Float16>{});
+    case DType::bf16:
+      return f(std::type_identity<BFloat16>{});
+    case DType::e5m2:
+      return f(std::type_identity<Float8E5M2>{});
+    case DType::e4m3:
+      return f(std::type_identity<Float8E4M3>{});
+    case DType::i32:
+      return f(std::type_identity<std::int32_t>{});
+    case DType::i64:
+      return f(std::type_identity<std::int64_t>{});
+    case DType::u8:
+      return f(std::type_identity<std::uint8_t>{});
+    case DType::boolean:
+      break;
   }
   return f(std::type_identity<Bool8>{});
 }

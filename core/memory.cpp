@@ -43,9 +43,11 @@ Buffer::Buffer(std::int64_t bytes, Device device) : bytes_(bytes), device_(devic
   if (data_ == nullptr) {
     c.live.fetch_sub(bytes);
     throw_error<MemoryError>(
-        "allocate: out of memory on {} - asked for {} bytes with {} bytes live{}. Fix: use a smaller batch, "
+        "allocate: out of memory on {} - asked for {} bytes with {} bytes live{}. Fix: use a "
+        "smaller batch, "
         "fewer stored steps or a narrower stored dtype.",
-        device.text(), bytes, before, over_limit ? fmt::format(", limit {}", limit) : std::string());
+        device.text(), bytes, before,
+        over_limit ? fmt::format(", limit {}", limit) : std::string());
   }
   c.allocations.fetch_add(1);
   std::int64_t peak = c.peak.load();

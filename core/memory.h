@@ -77,7 +77,9 @@ class WriteStamp::Watch {
  public:
   Watch() = default;
   Watch(const Watch& other) : cell_(other.cell_), writes_(other.writes_) { hold(); }
-  Watch(Watch&& other) noexcept : cell_(other.cell_), writes_(other.writes_) { other.cell_ = nullptr; }
+  Watch(Watch&& other) noexcept : cell_(other.cell_), writes_(other.writes_) {
+    other.cell_ = nullptr;
+  }
   Watch& operator=(Watch other) noexcept {
     std::swap(cell_, other.cell_);
     writes_ = other.writes_;

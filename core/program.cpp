@@ -7,14 +7,15 @@
 namespace halftape {
 
 std::string_view name(Role role) {
-  constexpr std::array<std::string_view, 6> names{"intermediate", "input", "parameter", "time", "constant",
-                                                  "cotangent"};
+  constexpr std::array<std::string_view, 6> names{"intermediate", "input",    "parameter",
+                                                  "time",         "constant", "cotangent"};
   return names[std::size_t(role)];
 }
 
 ValueId Program::add_input(const Type& type, Role role, std::string name) {
-  constexpr std::array<Dependence, 6> by_role{depends_on::nothing, depends_on::input,   depends_on::parameter,
-                                              depends_on::time,    depends_on::nothing, depends_on::cotangent};
+  constexpr std::array<Dependence, 6> by_role{depends_on::nothing,   depends_on::input,
+                                              depends_on::parameter, depends_on::time,
+                                              depends_on::nothing,   depends_on::cotangent};
   values.push_back({type, role, by_role[std::size_t(role)], std::move(name)});
   const ValueId id = ValueId(values.size()) - 1;
   inputs.push_back(id);
@@ -22,7 +23,8 @@ ValueId Program::add_input(const Type& type, Role role, std::string name) {
 }
 
 ValueId Program::add_constant(const Tensor& value, std::string name, WriteStamp::Watch watch) {
-  values.push_back({{value.dtype(), value.shape()}, Role::constant, depends_on::nothing, std::move(name)});
+  values.push_back(
+      {{value.dtype(), value.shape()}, Role::constant, depends_on::nothing, std::move(name)});
   const ValueId id = ValueId(values.size()) - 1;
   constants.push_back({id, value, std::move(watch)});
   return id;
@@ -30,7 +32,8 @@ ValueId Program::add_constant(const Tensor& value, std::string name, WriteStamp:
 
 ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, Attributes given) {
   if (op.arity >= 0 && in.size() != std::size_t(op.arity)) {
-    throw_error<ValueError>("{}: {} operands, need {}. Fix: pass that many.", op.name, in.size(), op.arity);
+    throw_error<ValueError>("{}: {} operands, need {}. Fix: pass that many.", op.name, in.size(),
+                            op.arity);
   }
   thread_local std::vector<Type> types;
   thread_local std::vector<Type> results;
@@ -58,7 +61,8 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, Attributes g
 
 void execute(const Program& program, const Instruction& instruction, std::span<Tensor> values) {
   constexpr std::size_t few = 8;  // more operands (odeint, concatenate) go to the heap
-  const std::size_t count = std::size_t(instruction.input_count) + std::size_t(instruction.output_count);
+  const std::size_t count =
+      std::size_t(instruction.input_count) + std::size_t(instruction.output_count);
   std::array<Tensor*, few> local{};
   std::vector<Tensor*> many(count > few ? count : 0);
   Tensor** const operands = count > few ? many.data() : local.data();
@@ -75,15 +79,18 @@ void execute(const Program& program, const Instruction& instruction, std::span<T
       out = Tensor::empty(type.shape, type.dtype, device);
     }
   }
-  instruction.op->execute(*instruction.op, {backend(device), program.attributes_of(instruction),
-                                            {operands, inputs}, {operands + inputs, count - inputs}});
+  instruction.op->execute(*instruction.op, {backend(device),
+                                            program.attributes_of(instruction),
+                                            {operands, inputs},
+                                            {operands + inputs, count - inputs}});
 }
 
 void require_unchanged_constants(const Program& program) {
   for (const Constant& constant : program.constants) {
     if (constant.watch.changed()) {
       throw_error<ValueError>(
-          "replay: a captured tensor {} {} has been changed since the tape recorded it. Fix: record again, or pass it "
+          "replay: a captured tensor {} {} has been changed since the tape recorded it. Fix: "
+          "record again, or pass it "
           "as a parameter or as part of the state.",
           constant.value.dtype(), constant.value.shape());
     }
@@ -121,15 +128,17 @@ std::string print(const Program& program) {
   for (std::size_t v = 0; v < program.values.size(); ++v) {
     const ValueInfo& value = program.values[v];
     if (value.role != Role::intermediate) {
-      text += fmt::format("{:<44} {} {} {}{}\n", label(program, ValueId(v)), value.type.dtype, value.type.shape,
-                          name(value.role), constant_text(program, ValueId(v)));
+      text += fmt::format("{:<44} {} {} {}{}\n", label(program, ValueId(v)), value.type.dtype,
+                          value.type.shape, name(value.role), constant_text(program, ValueId(v)));
     }
   }
   for (const Instruction& instruction : program.instructions) {
     const auto outputs = program.outputs_of(instruction);
-    const std::string left = fmt::format("{} = {} {}", labels(program, outputs), instruction.op->name,
-                                         labels(program, program.inputs_of(instruction)));
-    text += fmt::format("{:<44} {} {}\n", left, program.type(outputs[0]).dtype, program.type(outputs[0]).shape);
+    const std::string left =
+        fmt::format("{} = {} {}", labels(program, outputs), instruction.op->name,
+                    labels(program, program.inputs_of(instruction)));
+    text += fmt::format("{:<44} {} {}\n", left, program.type(outputs[0]).dtype,
+                        program.type(outputs[0]).shape);
   }
   if (!program.outputs.empty()) {
     text += fmt::format("outputs: {}\n", labels(program, program.outputs));
@@ -154,15 +163,17 @@ std::string graphviz(const Program& program) {
   for (std::size_t v = 0; v < program.values.size(); ++v) {
     const ValueInfo& value = program.values[v];
     if (value.role != Role::intermediate) {
-      text += fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n", v,
-                          escaped(label(program, ValueId(v))), value.type.dtype, value.type.shape, name(value.role));
+      text += fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n",
+                          v, escaped(label(program, ValueId(v))), value.type.dtype,
+                          value.type.shape, name(value.role));
     }
   }
   for (const Instruction& instruction : program.instructions) {
     for (const ValueId out : program.outputs_of(instruction)) {
       const ValueInfo& value = program.info(out);
-      text += fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out, escaped(label(program, out)), instruction.op->name,
-                          value.type.dtype, value.type.shape, name(value.role));
+      text +=
+          fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out, escaped(label(program, out)),
+                      instruction.op->name, value.type.dtype, value.type.shape, name(value.role));
       for (const ValueId in : program.inputs_of(instruction)) {
         text += fmt::format("  v{} -> v{};\n", in, out);
       }

@@ -30,7 +30,8 @@ std::string_view name(Role role);
 // a new stage runs time | input, a new cotangent seed runs cotangent alone.
 using Dependence = std::uint8_t;
 namespace depends_on {
-inline constexpr Dependence nothing = 0, parameter = 1, time = 2, input = 4, cotangent = 8, everything = 15;
+inline constexpr Dependence nothing = 0, parameter = 1, time = 2, input = 4, cotangent = 8,
+                            everything = 15;
 }
 
 struct ValueInfo {
@@ -45,12 +46,12 @@ struct Payload {
   virtual ~Payload() = default;
 };
 struct Attributes {
-  DType dtype = DType::f32;   // of the result, where it does not follow from the operands
-  Shape shape;                // of the result (reshape, broadcast, slice)
-  Shape::Sizes offsets{};     // begin of a slice, room in front of a pad, permutation of a transpose
-  unsigned axes = 0;          // reduced axes, as bits
-  int axis = 0;               // gather, concatenate
-  bool keep_axes = false;     // reduced axes stay with size 1
+  DType dtype = DType::f32;  // of the result, where it does not follow from the operands
+  Shape shape;               // of the result (reshape, broadcast, slice)
+  Shape::Sizes offsets{};    // begin of a slice, room in front of a pad, permutation of a transpose
+  unsigned axes = 0;         // reduced axes, as bits
+  int axis = 0;              // gather, concatenate
+  bool keep_axes = false;    // reduced axes stay with size 1
   Transpose transpose = Transpose::none;
   MatmulMode matmul_mode = MatmulMode::ieee;
   std::shared_ptr<const Payload> payload;
@@ -72,9 +73,11 @@ struct OpDef {
   int arity = 1;             // -1: any number of operands
   unsigned no_gradient = 0;  // operands (bits) that have no derivative
   bool alias = false;        // the result shares its operand's storage
-  bool fixed_dtype = false;  // attributes.dtype is the op's meaning (cast), not a consequence of operands
+  bool fixed_dtype =
+      false;  // attributes.dtype is the op's meaning (cast), not a consequence of operands
   // Result types, or ShapeError / DTypeError naming the op.
-  void (*infer)(const OpDef&, std::span<const Type>, const Attributes&, std::vector<Type>& results) = nullptr;
+  void (*infer)(const OpDef&, std::span<const Type>, const Attributes&,
+                std::vector<Type>& results) = nullptr;
   void (*execute)(const OpDef&, const Execution&) = nullptr;
   void (*pullback)(const OpDef&, PullbackContext&) = nullptr;
   MapCode map{};  // elementwise ops
@@ -100,7 +103,7 @@ struct Program {
   std::vector<Attributes> attributes;
   std::vector<Instruction> instructions;
   std::vector<Constant> constants;
-  std::vector<ValueId> inputs;   // in the order they were added
+  std::vector<ValueId> inputs;  // in the order they were added
   std::vector<ValueId> outputs;
 
   std::span<const ValueId> inputs_of(const Instruction& i) const {
@@ -109,7 +112,9 @@ struct Program {
   std::span<const ValueId> outputs_of(const Instruction& i) const {
     return {operands.data() + i.first_operand + i.input_count, std::size_t(i.output_count)};
   }
-  const Attributes& attributes_of(const Instruction& i) const { return attributes[std::size_t(i.attributes)]; }
+  const Attributes& attributes_of(const Instruction& i) const {
+    return attributes[std::size_t(i.attributes)];
+  }
   const Type& type(ValueId id) const { return values[std::size_t(id)].type; }
   const ValueInfo& info(ValueId id) const { return values[std::size_t(id)]; }
 

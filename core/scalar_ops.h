@@ -2,8 +2,9 @@
 //
 // For y = f(x_0, .., x_{n-1}), `value` is f and `pullback<i>` is y_bar * df/dx_i, written on the
 // compute type T (float, double, or Dual of these). Kernels load storage, convert, compute, convert
-// and store. With T = Dual the same pullback gives the second derivative, so no third formula exists.
-// Adding a struct to ScalarOps at the end makes its kernels, tape instruction, gradient and checks.
+// and store. With T = Dual the same pullback gives the second derivative, so no third formula
+// exists. Adding a struct to ScalarOps at the end makes its kernels, tape instruction, gradient and
+// checks.
 //
 // Kinks: relu'(0) = abs'(0) = 0; ties of max / min share equally; NaN propagates; relu, where and
 // clamp select, they never multiply by zero. Where a NaN comes in they return NaN * y_bar, which
@@ -31,8 +32,12 @@ struct Dual {
   HALFTAPE_HD Dual(T v, T t) : value(v), tangent(t) {}
   HALFTAPE_HD explicit Dual(double v) : value(T(v)), tangent(T(0)) {}
   HALFTAPE_HD friend Dual operator-(Dual a) { return {-a.value, -a.tangent}; }
-  HALFTAPE_HD friend Dual operator+(Dual a, Dual b) { return {a.value + b.value, a.tangent + b.tangent}; }
-  HALFTAPE_HD friend Dual operator-(Dual a, Dual b) { return {a.value - b.value, a.tangent - b.tangent}; }
+  HALFTAPE_HD friend Dual operator+(Dual a, Dual b) {
+    return {a.value + b.value, a.tangent + b.tangent};
+  }
+  HALFTAPE_HD friend Dual operator-(Dual a, Dual b) {
+    return {a.value - b.value, a.tangent - b.tangent};
+  }
   HALFTAPE_HD friend Dual operator*(Dual a, Dual b) {
     return {a.value * b.value, a.tangent * b.value + a.value * b.tangent};
   }
@@ -53,8 +58,8 @@ inline constexpr bool is_dual = false;
 template <class T>
 inline constexpr bool is_dual<Dual<T>> = true;
 
-// An op used inside another op's pullback. On duals, f's own pullback is its directional derivative:
-// for scalars f'(x) * tangent is pullback and pushforward at once.
+// An op used inside another op's pullback. On duals, f's own pullback is its directional
+// derivative: for scalars f'(x) * tangent is pullback and pushforward at once.
 template <class Op, class T>
 HALFTAPE_HD T apply(T x) {
   if constexpr (is_dual<T>) {
@@ -70,8 +75,10 @@ HALFTAPE_HD T apply(T a, T b) {
     using S = decltype(a.value);
     const S y = apply<Op>(a.value, b.value);
     // An argument that does not vary adds nothing, even where its derivative is infinite.
-    const S from_a = a.tangent == S(0) ? S(0) : Op::template pullback<0>(a.value, b.value, y, a.tangent);
-    const S from_b = b.tangent == S(0) ? S(0) : Op::template pullback<1>(a.value, b.value, y, b.tangent);
+    const S from_a =
+        a.tangent == S(0) ? S(0) : Op::template pullback<0>(a.value, b.value, y, a.tangent);
+    const S from_b =
+        b.tangent == S(0) ? S(0) : Op::template pullback<1>(a.value, b.value, y, b.tangent);
     return {y, from_a + from_b};
   } else {
     return Op::value(a, b);
@@ -99,8 +106,12 @@ struct Comparison : BinaryOp {
   static constexpr bool is_mask = true;
 };
 
-#define HALFTAPE_VALUE template <class T> HALFTAPE_HD static T value
-#define HALFTAPE_PULLBACK template <int I, class T> HALFTAPE_HD static T pullback
+#define HALFTAPE_VALUE \
+  template <class T>   \
+  HALFTAPE_HD static T value
+#define HALFTAPE_PULLBACK   \
+  template <int I, class T> \
+  HALFTAPE_HD static T pullback
 
 // --- one operand -------------------------------------------------------------------------------
 
@@ -112,7 +123,10 @@ struct Neg : UnaryOp {
 
 struct Abs : UnaryOp {
   static constexpr const char* name = "abs";
-  HALFTAPE_VALUE(T x) { using std::fabs; return fabs(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::fabs;
+    return fabs(x);
+  }
   HALFTAPE_PULLBACK(T x, T, T y_bar) {
     return x > T(0) ? y_bar : x < T(0) ? -y_bar : x == T(0) ? T(0) : x * y_bar;
   }
@@ -126,50 +140,74 @@ struct Square : HighUnaryOp {  // high, as pow is: squares leave half precision'
 
 struct Exp : HighUnaryOp {
   static constexpr const char* name = "exp";
-  HALFTAPE_VALUE(T x) { using std::exp; return exp(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::exp;
+    return exp(x);
+  }
   HALFTAPE_PULLBACK(T, T y, T y_bar) { return y_bar * y; }
 };
 
 struct Expm1 : HighUnaryOp {
   static constexpr const char* name = "expm1";
-  HALFTAPE_VALUE(T x) { using std::expm1; return expm1(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::expm1;
+    return expm1(x);
+  }
   HALFTAPE_PULLBACK(T, T y, T y_bar) { return y_bar * (y + T(1)); }
 };
 
 struct Log : HighUnaryOp {
   static constexpr const char* name = "log";
-  HALFTAPE_VALUE(T x) { using std::log; return log(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::log;
+    return log(x);
+  }
   HALFTAPE_PULLBACK(T x, T, T y_bar) { return y_bar / x; }
 };
 
 struct Log1p : HighUnaryOp {
   static constexpr const char* name = "log1p";
-  HALFTAPE_VALUE(T x) { using std::log1p; return log1p(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::log1p;
+    return log1p(x);
+  }
   HALFTAPE_PULLBACK(T x, T, T y_bar) { return y_bar / (T(1) + x); }
 };
 
 struct Sqrt : UnaryOp {
   static constexpr const char* name = "sqrt";
-  HALFTAPE_VALUE(T x) { using std::sqrt; return sqrt(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::sqrt;
+    return sqrt(x);
+  }
   HALFTAPE_PULLBACK(T, T y, T y_bar) { return y_bar / (y + y); }
 };
 
 struct Cos;
 struct Sin : UnaryOp {
   static constexpr const char* name = "sin";
-  HALFTAPE_VALUE(T x) { using std::sin; return sin(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::sin;
+    return sin(x);
+  }
   HALFTAPE_PULLBACK(T x, T, T y_bar) { return y_bar * apply<Cos>(x); }
 };
 
 struct Cos : UnaryOp {
   static constexpr const char* name = "cos";
-  HALFTAPE_VALUE(T x) { using std::cos; return cos(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::cos;
+    return cos(x);
+  }
   HALFTAPE_PULLBACK(T x, T, T y_bar) { return -(y_bar * apply<Sin>(x)); }
 };
 
 struct Tanh : UnaryOp {
   static constexpr const char* name = "tanh";
-  HALFTAPE_VALUE(T x) { using std::tanh; return tanh(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::tanh;
+    return tanh(x);
+  }
   HALFTAPE_PULLBACK(T, T y, T y_bar) { return y_bar * (T(1) - y * y); }
 };
 
@@ -198,7 +236,10 @@ struct Relu : UnaryOp {
 
 struct Erf : UnaryOp {
   static constexpr const char* name = "erf";
-  HALFTAPE_VALUE(T x) { using std::erf; return erf(x); }
+  HALFTAPE_VALUE(T x) {
+    using std::erf;
+    return erf(x);
+  }
   HALFTAPE_PULLBACK(T x, T, T y_bar) {
     return y_bar * (T(1.1283791670955126) * apply<Exp>(-(x * x)));  // 2 / sqrt(pi)
   }
@@ -257,7 +298,10 @@ struct Div : BinaryOp {
 struct Pow : BinaryOp {  // a^b; d/db is NaN for a < 0, as log(a) is
   static constexpr const char* name = "pow";
   static constexpr PrecisionClass precision = PrecisionClass::high;
-  HALFTAPE_VALUE(T a, T b) { using std::pow; return pow(a, b); }
+  HALFTAPE_VALUE(T a, T b) {
+    using std::pow;
+    return pow(a, b);
+  }
   HALFTAPE_PULLBACK(T a, T b, T y, T y_bar) {
     if constexpr (I == 0) {
       return a == T(0) && b == T(0) ? T(0) : y_bar * b * apply<Pow>(a, b - T(1));
@@ -324,7 +368,8 @@ struct Where : ScalarOp {  // condition ? a : b
   }
 };
 
-struct Clamp : ScalarOp {  // min(max(x, low), high), as NumPy does it; at a bound the gradient goes to x
+struct Clamp
+    : ScalarOp {  // min(max(x, low), high), as NumPy does it; at a bound the gradient goes to x
   static constexpr const char* name = "clamp";
   static constexpr int arity = 3;
   HALFTAPE_VALUE(T x, T low, T high) { return Min::value(Max::value(x, low), high); }
@@ -338,9 +383,9 @@ struct Clamp : ScalarOp {  // min(max(x, low), high), as NumPy does it; at a bou
 #undef HALFTAPE_PULLBACK
 
 using ScalarOps =
-    std::tuple<Neg, Abs, Square, Exp, Expm1, Log, Log1p, Sqrt, Sin, Cos, Tanh, Sigmoid, Softplus, Relu, Erf, Gelu,
-               Silu, Add, Sub, Mul, Div, Pow, Max, Min, Less, LessEqual, Greater, GreaterEqual, Equal, NotEqual,
-               Where, Clamp>;
+    std::tuple<Neg, Abs, Square, Exp, Expm1, Log, Log1p, Sqrt, Sin, Cos, Tanh, Sigmoid, Softplus,
+               Relu, Erf, Gelu, Silu, Add, Sub, Mul, Div, Pow, Max, Min, Less, LessEqual, Greater,
+               GreaterEqual, Equal, NotEqual, Where, Clamp>;
 inline constexpr int scalar_op_count = int(std::tuple_size_v<ScalarOps>);
 
 template <class Op, int I = 0>

@@ -11,8 +11,9 @@ Shape::Shape(std::initializer_list<std::int64_t> sizes)
 
 Shape::Shape(std::span<const std::int64_t> sizes) {
   if (sizes.size() > max_rank) {
-    throw_error<ShapeError>("shape: too many axes - got {}, need at most {}. Fix: merge axes with reshape.",
-                            sizes.size(), max_rank);
+    throw_error<ShapeError>(
+        "shape: too many axes - got {}, need at most {}. Fix: merge axes with reshape.",
+        sizes.size(), max_rank);
   }
   std::copy(sizes.begin(), sizes.end(), sizes_.begin());
   rank_ = static_cast<int>(sizes.size());
@@ -25,15 +26,17 @@ void Shape::finish() {
   for (int axis = 0; axis < rank_; ++axis) {
     if (sizes_[axis] < 0) {
       throw_error<ShapeError>(
-          "shape: negative size - axis {} of {} is {}, need 0 or more. Fix: check the sizes passed.", axis,
-          text(), sizes_[axis]);
+          "shape: negative size - axis {} of {} is {}, need 0 or more. Fix: check the sizes "
+          "passed.",
+          axis, text(), sizes_[axis]);
     }
-    // A zero anywhere makes the count zero, but the other sizes must still multiply without overflow.
+    // A zero anywhere makes the count zero, but the other sizes must still multiply without
+    // overflow.
     overflow |= __builtin_mul_overflow(count_, std::max<std::int64_t>(sizes_[axis], 1), &count_);
   }
   if (overflow) {
-    throw_error<ShapeError>("shape: {} has more elements than 64 bits can count. Fix: check the sizes passed.",
-                            text());
+    throw_error<ShapeError>(
+        "shape: {} has more elements than 64 bits can count. Fix: check the sizes passed.", text());
   }
   if (std::find(sizes_.begin(), sizes_.begin() + rank_, 0) != sizes_.begin() + rank_) {
     count_ = 0;
@@ -79,7 +82,8 @@ Shape Shape::tail(int first_axis) const { return Shape(sizes().subspan(std::size
 std::string Shape::text() const { return fmt::format("[{}]", fmt::join(sizes(), ", ")); }
 
 bool operator==(const Shape& a, const Shape& b) {
-  return a.rank_ == b.rank_ && std::equal(a.sizes_.begin(), a.sizes_.begin() + a.rank_, b.sizes_.begin());
+  return a.rank_ == b.rank_ &&
+         std::equal(a.sizes_.begin(), a.sizes_.begin() + a.rank_, b.sizes_.begin());
 }
 
 Shape broadcast(std::string_view op, const Shape& a, const Shape& b) {
@@ -94,7 +98,8 @@ Shape broadcast(std::string_view op, const Shape& a, const Shape& b) {
     if (x != y && x != 1 && y != 1) {
       const std::string axis = i == 1 ? "the last axis" : fmt::format("axis -{}", i);
       throw_error<ShapeError>(
-          "{}: shapes {} and {} do not broadcast ({} vs {} in {}). Fix: reshape one of them so that "
+          "{}: shapes {} and {} do not broadcast ({} vs {} in {}). Fix: reshape one of them so "
+          "that "
           "each pair of sizes is equal or 1.",
           op, a, b, x, y, axis);
     }
@@ -115,8 +120,9 @@ Shape::Sizes broadcast_strides(const Shape& shape, const Shape& as) {
 
 int normalize_axis(std::string_view op, int axis, int rank) {
   if (axis < -rank || axis >= rank) {
-    throw_error<ShapeError>("{}: axis {} does not exist - the operand has {} axes. Fix: pass an axis in [{}, {}].",
-                            op, axis, rank, -rank, rank - 1);
+    throw_error<ShapeError>(
+        "{}: axis {} does not exist - the operand has {} axes. Fix: pass an axis in [{}, {}].", op,
+        axis, rank, -rank, rank - 1);
   }
   return axis < 0 ? axis + rank : axis;
 }

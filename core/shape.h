@@ -21,15 +21,15 @@ class Shape {
   explicit Shape(std::span<const std::int64_t> sizes);
 
   int rank() const { return rank_; }
-  std::int64_t count() const { return count_; }                       // number of elements
-  std::int64_t operator[](int axis) const { return sizes_[axis]; }    // 0 <= axis < rank
+  std::int64_t count() const { return count_; }                     // number of elements
+  std::int64_t operator[](int axis) const { return sizes_[axis]; }  // 0 <= axis < rank
   std::span<const std::int64_t> sizes() const { return {sizes_.data(), std::size_t(rank_)}; }
   Sizes strides() const;  // row-major, in elements
 
-  Shape with(int axis, std::int64_t size) const;   // one size replaced
-  Shape without(int axis) const;                   // one axis removed
-  Shape prepended(std::int64_t size) const;        // one axis added in front
-  Shape tail(int first_axis) const;                // axes first_axis..rank-1
+  Shape with(int axis, std::int64_t size) const;  // one size replaced
+  Shape without(int axis) const;                  // one axis removed
+  Shape prepended(std::int64_t size) const;       // one axis added in front
+  Shape tail(int first_axis) const;               // axes first_axis..rank-1
 
   std::string text() const;  // "[32, 64]"
   friend bool operator==(const Shape& a, const Shape& b);

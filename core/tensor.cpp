@@ -8,8 +8,9 @@ namespace halftape {
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   std::int64_t bytes = 0;
   if (__builtin_mul_overflow(shape.count(), std::int64_t{size_of(dtype)}, &bytes)) {
-    throw_error<ShapeError>("tensor: {} of {} needs more bytes than 64 bits can count. Fix: check the sizes passed.",
-                            shape, dtype);
+    throw_error<ShapeError>(
+        "tensor: {} of {} needs more bytes than 64 bits can count. Fix: check the sizes passed.",
+        shape, dtype);
   }
   Tensor result;
   result.buffer_ = std::make_shared<Buffer>(bytes, device);
@@ -26,8 +27,9 @@ Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device
 
 Tensor Tensor::from(const Shape& shape, std::span<const double> values, DType dtype) {
   if (shape.count() != std::int64_t(values.size())) {
-    throw_error<ShapeError>("tensor: {} values for shape {}, need {}. Fix: pass one value per element.",
-                            values.size(), shape, shape.count());
+    throw_error<ShapeError>(
+        "tensor: {} values for shape {}, need {}. Fix: pass one value per element.", values.size(),
+        shape, shape.count());
   }
   Tensor result = empty(shape, dtype);
   backend(Device::cpu()).cast(result.write(), {DType::f64, values.data(), shape.count()});
@@ -46,22 +48,26 @@ Array Tensor::write() {
 
 void Tensor::require(const char* op, DType dtype) const {
   if (!defined()) {
-    throw_error<ValueError>("{}: the tensor is undefined. Fix: make it with Tensor::empty, full or from.", op);
+    throw_error<ValueError>(
+        "{}: the tensor is undefined. Fix: make it with Tensor::empty, full or from.", op);
   }
   if (device() != Device::cpu()) {
-    throw_error<DeviceError>("{}: the tensor is on {}, need cpu; copies are never implicit. Fix: use to(Device::cpu()).",
-                             op, device().text());
+    throw_error<DeviceError>(
+        "{}: the tensor is on {}, need cpu; copies are never implicit. Fix: use to(Device::cpu()).",
+        op, device().text());
   }
   if (dtype != dtype_) {
-    throw_error<DTypeError>("{}: the tensor is {}, asked for {}. Fix: use to(DType::{}) first.", op, dtype_, dtype,
-                            dtype);
+    throw_error<DTypeError>("{}: the tensor is {}, asked for {}. Fix: use to(DType::{}) first.", op,
+                            dtype_, dtype, dtype);
   }
 }
 
 double Tensor::item() const {
   if (count() != 1) {
-    throw_error<ShapeError>("item: the tensor has shape {} with {} elements, need 1. Fix: reduce it, or use to_vector().",
-                            shape_, count());
+    throw_error<ShapeError>(
+        "item: the tensor has shape {} with {} elements, need 1. Fix: reduce it, or use "
+        "to_vector().",
+        shape_, count());
   }
   return to_vector()[0];
 }
@@ -96,8 +102,9 @@ Tensor Tensor::to(Device device) const {
 
 Tensor Tensor::reshaped(const Shape& shape) const {
   if (shape.count() != count()) {
-    throw_error<ShapeError>("reshape: {} has {} elements, {} needs {}. Fix: keep the number of elements.", shape_,
-                            count(), shape, shape.count());
+    throw_error<ShapeError>(
+        "reshape: {} has {} elements, {} needs {}. Fix: keep the number of elements.", shape_,
+        count(), shape, shape.count());
   }
   Tensor result = *this;
   result.shape_ = shape;

@@ -57,7 +57,8 @@ class Tensor {
   bool shares_storage() const { return buffer_ && buffer_.use_count() > 1; }
 
   const void* data() const { return buffer_ ? buffer_->data() : nullptr; }
-  // Typed reading on the CPU; throws DTypeError / DeviceError when T or the device is not the tensor's.
+  // Typed reading on the CPU; throws DTypeError / DeviceError when T or the device is not the
+  // tensor's.
   template <class T>
   std::span<const T> values() const {
     require("values", dtype_of<T>);
@@ -77,7 +78,7 @@ class Tensor {
   double item() const;                    // the value of a one-element tensor
   std::vector<double> to_vector() const;  // all values; i64 beyond 2^53 is rounded
 
-  Tensor to(DType dtype) const;      // rounded once; shares storage when nothing changes
+  Tensor to(DType dtype) const;  // rounded once; shares storage when nothing changes
   Tensor to(Device device) const;
   Tensor reshaped(const Shape& shape) const;  // shares storage; counts must agree
   Tensor clone() const;

@@ -1,8 +1,9 @@
-// Why adjoints are scaled: y' = -(a t^2 + b t + c) y, whose state rises to 4.9e3 and falls to 1.8e-4
-// while its adjoint goes down to 7e-12, far below f16's smallest number 6e-8.
+// Why adjoints are scaled: y' = -(a t^2 + b t + c) y, whose state rises to 4.9e3 and falls
+// to 1.8e-4 while its adjoint goes down to 7e-12, far below f16's smallest number 6e-8.
 //
-// a = 8, b = -10, c = 2^-16, T = 2.65, y0 = 65504/180, loss y(T)^2 / 2 (experiment E5 of the paper).
-// Prints the relative errors of y(T) and of the four gradients for each precision and scaling.
+// a = 8, b = -10, c = 2^-16, T = 2.65, y0 = 65504/180, loss y(T)^2 / 2 (experiment E5 of the
+// paper). Prints the relative errors of y(T) and of the four gradients for each precision and
+// scaling.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -29,7 +30,8 @@ struct Run {
   std::vector<double> y;
 };
 
-Run solve(const Options& options, const std::string& precision, const std::string& name, const Scaling& scaling) {
+Run solve(const Options& options, const std::string& precision, const std::string& name,
+          const Scaling& scaling) {
   Run run;
   run.precision = precision;
   run.scaling = name;
@@ -46,7 +48,8 @@ Run solve(const Options& options, const std::string& precision, const std::strin
   const auto velocity = [](const Var& t, const Var& y, std::span<const Var> p) {
     return -((p[0] * t * t + p[1] * t + p[2]) * y);
   };
-  const OdeResult result = odeint(velocity, y_start, linspace(0, end_time, int(options.steps)), theta, ode);
+  const OdeResult result =
+      odeint(velocity, y_start, linspace(0, end_time, int(options.steps)), theta, ode);
   if (!result.ok()) {  // shown as nan in the table
     fmt::print("{}, {}: {}\n", precision, name, result.status().text);
     return run;
@@ -57,7 +60,9 @@ Run solve(const Options& options, const std::string& precision, const std::strin
 
   const double y = exact_y(end_time);
   const double dc = -y * y * end_time;
-  const auto error = [](double computed, double exact) { return std::fabs(computed - exact) / std::fabs(exact); };
+  const auto error = [](double computed, double exact) {
+    return std::fabs(computed - exact) / std::fabs(exact);
+  };
   run.error_y = error(run.y.back(), y);
   run.error_dy0 = error(gradients[y_start].item(), y * y / y0);
   run.error_da = error(gradients[theta[0]].item(), dc * end_time * end_time / 3);
@@ -86,20 +91,34 @@ void draw(const Options& options, const std::vector<Run>& runs) {
   const std::vector<double> ends{0, end_time};
   const auto limits = [&](Panel& panel) {
     panel.y_axis = Axis::log10;
-    panel.series.push_back({.label = "f16 largest, 65504", .x = ends, .y = {65504, 65504}, .mark = Mark::dashed});
-    panel.series.push_back({.label = "f16 least normal, 2^-14", .x = ends, .y = {0x1p-14, 0x1p-14}, .mark = Mark::dashed});
+    panel.series.push_back(
+        {.label = "f16 largest, 65504", .x = ends, .y = {65504, 65504}, .mark = Mark::dashed});
+    panel.series.push_back({.label = "f16 least normal, 2^-14",
+                            .x = ends,
+                            .y = {0x1p-14, 0x1p-14},
+                            .mark = Mark::dashed});
   };
-  Panel state{.title = "state", .x_label = "t", .y_label = "|y|", .series = {{.label = "exact", .x = t, .y = exact}}};
-  Panel slopes{.title = "slope", .x_label = "t", .y_label = "|y'|", .series = {{.label = "exact", .x = t, .y = exact_slope}}};
-  Panel adjoint{.title = "scale of the adjoint, f16", .x_label = "t", .y_label = "exponent e of S = 2^e"};
+  Panel state{.title = "state",
+              .x_label = "t",
+              .y_label = "|y|",
+              .series = {{.label = "exact", .x = t, .y = exact}}};
+  Panel slopes{.title = "slope",
+               .x_label = "t",
+               .y_label = "|y'|",
+               .series = {{.label = "exact", .x = t, .y = exact_slope}}};
+  Panel adjoint{
+      .title = "scale of the adjoint, f16", .x_label = "t", .y_label = "exponent e of S = 2^e"};
   for (const Run& run : runs) {
-    if (run.scaling == "dynamic" && !run.y.empty() && (run.precision == "f16" || run.precision == "f32")) {
+    if (run.scaling == "dynamic" && !run.y.empty() &&
+        (run.precision == "f16" || run.precision == "f32")) {
       std::vector<double> computed;
       for (std::size_t i = 0; i < t.size(); ++i) {
         computed.push_back(slope(t[i], run.y[i]));
       }
-      state.series.push_back({.label = run.precision, .x = t, .y = magnitudes(run.y), .mark = Mark::dashed});
-      slopes.series.push_back({.label = run.precision, .x = t, .y = magnitudes(computed), .mark = Mark::dashed});
+      state.series.push_back(
+          {.label = run.precision, .x = t, .y = magnitudes(run.y), .mark = Mark::dashed});
+      slopes.series.push_back(
+          {.label = run.precision, .x = t, .y = magnitudes(computed), .mark = Mark::dashed});
     }
     if (run.scaling == "dynamic" && run.precision == "f16") {
       Series exponent{.label = "S", .mark = Mark::steps};
@@ -112,23 +131,28 @@ void draw(const Options& options, const std::vector<Run>& runs) {
   }
   limits(state);
   limits(slopes);
-  if (write_picture({.title = "State and slope against f16's range", .panels = {state, slopes}}, options.out, "adjoint_scaling") &&
-      write_picture({.title = "What dynamic scaling does", .panels = {adjoint}, .columns = 1}, options.out, "adjoint_scale")) {
-    fmt::print("pictures: {0}/adjoint_scaling.png, {0}/adjoint_scale.png (and .svg)\n", options.out);
+  if (write_picture({.title = "State and slope against f16's range", .panels = {state, slopes}},
+                    options.out, "adjoint_scaling") &&
+      write_picture({.title = "What dynamic scaling does", .panels = {adjoint}, .columns = 1},
+                    options.out, "adjoint_scale")) {
+    fmt::print("pictures: {0}/adjoint_scaling.png, {0}/adjoint_scale.png (and .svg)\n",
+               options.out);
   }
 }
 
 void run(const Options& options) {
   std::vector<Run> runs;
   fmt::print("relative errors, {} steps of {}\n", options.steps, options.method);
-  fmt::print("{:<6} {:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8}\n", "dtype", "scaling", "y(T)", "dL/dy0", "dL/da", "dL/db",
-             "dL/dc", "retries");
+  fmt::print("{:<6} {:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8}\n", "dtype", "scaling", "y(T)",
+             "dL/dy0", "dL/da", "dL/db", "dL/dc", "retries");
   for (const std::string precision : {"f64", "f32", "f16", "bf16"}) {
-    for (const auto& [name, scaling] : {std::pair{"none", Scaling::none(Scaling::Overflow::propagate)},
-                                        std::pair{"fixed 2^20", Scaling::fixed(20)}, std::pair{"dynamic", Scaling::dynamic()}}) {
+    for (const auto& [name, scaling] :
+         {std::pair{"none", Scaling::none(Scaling::Overflow::propagate)},
+          std::pair{"fixed 2^20", Scaling::fixed(20)}, std::pair{"dynamic", Scaling::dynamic()}}) {
       const Run& r = runs.emplace_back(solve(options, precision, name, scaling));
-      fmt::print("{:<6} {:<12} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e} {:>8}\n", r.precision, r.scaling, r.error_y,
-                 r.error_dy0, r.error_da, r.error_db, r.error_dc, r.report.retries());
+      fmt::print("{:<6} {:<12} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e} {:>8}\n", r.precision,
+                 r.scaling, r.error_y, r.error_dy0, r.error_da, r.error_db, r.error_dc,
+                 r.report.retries());
     }
   }
   draw(options, runs);
@@ -136,9 +160,15 @@ void run(const Options& options) {
     Json report = new_report("adjoint_scaling", options, threads());
     report["rows"] = Json::array();
     for (const Run& r : runs) {
-      report["rows"].push_back({{"precision", r.precision}, {"scaling", r.scaling}, {"error_y", r.error_y},
-                                {"error_dy0", r.error_dy0}, {"error_da", r.error_da}, {"error_db", r.error_db},
-                                {"error_dc", r.error_dc}, {"retries", r.report.retries()}, {"steps", r.report.steps}});
+      report["rows"].push_back({{"precision", r.precision},
+                                {"scaling", r.scaling},
+                                {"error_y", r.error_y},
+                                {"error_dy0", r.error_dy0},
+                                {"error_da", r.error_da},
+                                {"error_db", r.error_db},
+                                {"error_dc", r.error_dc},
+                                {"retries", r.report.retries()},
+                                {"steps", r.report.steps}});
     }
     write_json(options.json, report);
   }
@@ -147,7 +177,8 @@ void run(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  OptionSpec spec{.example = "adjoint_scaling", .about = "Shows what becomes of small adjoints in half precision."};
+  OptionSpec spec{.example = "adjoint_scaling",
+                  .about = "Shows what becomes of small adjoints in half precision."};
   spec.flags = {Flag::method, Flag::steps, Flag::out, Flag::json};
   spec.defaults.steps = 399;
   return run_example(spec, argc, argv, run);

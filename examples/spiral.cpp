@@ -29,7 +29,8 @@ constexpr double noise = 0.02;
 // y' = W2 tanh(W1 y^3 + b1) + b2
 struct Field {
   Linear in, out;
-  Field(Random& random, const LinearOptions& options) : in(2, 50, random, options), out(50, 2, random, options) {
+  Field(Random& random, const LinearOptions& options)
+      : in(2, 50, random, options), out(50, 2, random, options) {
     prefix_names("in", in.parameters());
     prefix_names("out", out.parameters());
   }
@@ -50,8 +51,10 @@ std::pair<std::vector<double>, std::vector<double>> make_data(Random& random) {
   options.substeps = 4;
   Tape tape;
   const Var y0 = tape.constant(Tensor::from({1, 2}, {2.0, 0.0}, DType::f64));
-  std::vector<double> exact =
-      odeint(true_field, y0, linspace(0, end_time, points - 1), {}, options).value()[0].value().to_vector();
+  std::vector<double> exact = odeint(true_field, y0, linspace(0, end_time, points - 1), {}, options)
+                                  .value()[0]
+                                  .value()
+                                  .to_vector();
   std::vector<double> noisy(exact.size());
   random.normal(DType::f64, noisy.data(), std::int64_t(noisy.size()), 0.0, noise);
   for (std::size_t i = 0; i < noisy.size(); ++i) {
@@ -68,15 +71,19 @@ Scaling scaling_of(const Options& options) {
     return Scaling::fixed(int(options.scale_exponent));
   }
   // global: overflows must reach the loss scaler as non-finite gradients
-  return Scaling::none(options.scaling == "global" ? Scaling::Overflow::propagate : Scaling::Overflow::fail);
+  return Scaling::none(options.scaling == "global" ? Scaling::Overflow::propagate
+                                                   : Scaling::Overflow::fail);
 }
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 void run(const Options& options) {
   if (options.steps >= points) {
-    throw UsageError(fmt::format("spiral: --steps {} is longer than the data, need at most {}. Fix: pass fewer steps.",
-                                 options.steps, points - 1));
+    throw UsageError(fmt::format(
+        "spiral: --steps {} is longer than the data, need at most {}. Fix: pass fewer steps.",
+        options.steps, points - 1));
   }
   if (options.threads > 0) {
     set_threads(int(options.threads));
@@ -89,7 +96,9 @@ void run(const Options& options) {
   ode_options.method = tableau(options.method);
   ode_options.precision = precision;
   ode_options.scaling = scaling_of(options);
-  const Field field(random, {.dtype = high, .weight_initialiser = init::normal(0.0, 0.1), .bias_initialiser = init::zeros});
+  const Field field(random, {.dtype = high,
+                             .weight_initialiser = init::normal(0.0, 0.1),
+                             .bias_initialiser = init::zeros});
   NeuralOde ode(field, ode_options);
   Optimiser optimiser(ode.parameters(), RmsProp{.learning_rate = 1e-3});
   LossScaler loss_scaler;
@@ -97,7 +106,8 @@ void run(const Options& options) {
   const auto times = linspace(0, end_time, points - 1);
   const std::vector<double> window(times.begin(), times.begin() + options.steps + 1);
   // Mean |error| of the whole trajectory from the first point, in H, and that trajectory.
-  NeuralOde in_high(field, {.precision = Precision::uniform(high), .gradient = GradientMethod::none});
+  NeuralOde in_high(field,
+                    {.precision = Precision::uniform(high), .gradient = GradientMethod::none});
   const auto evaluate = [&] {
     Tape tape;
     const Var y = in_high(tape.constant(Tensor::from({1, 2}, {2.0, 0.0}, high)), times);
@@ -133,7 +143,8 @@ void run(const Options& options) {
       }
       const auto forward_start = Clock::now();
       Tape tape;
-      const OdeResult result = ode.solve(tape.constant(Tensor::from({options.batch, 2}, y0, high)), window);
+      const OdeResult result =
+          ode.solve(tape.constant(Tensor::from({options.batch, 2}, y0, high)), window);
       const Var y = result.value()[0];
       const Var loss = mae(y, Tensor::from(y.shape(), target, high));
       seconds_forward += seconds_since(forward_start);
@@ -156,11 +167,17 @@ void run(const Options& options) {
       stored_bytes = report.stored_bytes;
       iterations.push_back(double(iteration));
       losses.push_back(loss.value().item());
-      const auto by_exponent = [](const LedgerEntry& a, const LedgerEntry& b) { return a.min_exponent < b.min_exponent; };
-      const auto [low, top] = std::minmax_element(report.ledger.begin(), report.ledger.end(), by_exponent);
-      lowest.push_back(low->min_exponent + (options.scaling == "global" ? loss_scaler.exponent() : 0));
-      highest.push_back(top->max_exponent + (options.scaling == "global" ? loss_scaler.exponent() : 0));
-      progress.update(iteration + 1, fmt::format("loss {:.4f}  scale 2^{:.0f}", losses.back(), highest.back()));
+      const auto by_exponent = [](const LedgerEntry& a, const LedgerEntry& b) {
+        return a.min_exponent < b.min_exponent;
+      };
+      const auto [low, top] =
+          std::minmax_element(report.ledger.begin(), report.ledger.end(), by_exponent);
+      lowest.push_back(low->min_exponent +
+                       (options.scaling == "global" ? loss_scaler.exponent() : 0));
+      highest.push_back(top->max_exponent +
+                        (options.scaling == "global" ? loss_scaler.exponent() : 0));
+      progress.update(iteration + 1,
+                      fmt::format("loss {:.4f}  scale 2^{:.0f}", losses.back(), highest.back()));
     }
   }
   const std::int64_t peak_bytes = memory_stats().peak_bytes;
@@ -169,13 +186,15 @@ void run(const Options& options) {
   const double scale_low = *std::min_element(lowest.begin(), lowest.end());
   const double scale_high = *std::max_element(highest.begin(), highest.end());
 
-  fmt::print("spiral: {} iterations of {} windows, {} steps of {} each, {} with {} scaling\n", options.iterations,
-             options.batch, options.steps, options.method, options.precision, options.scaling);
+  fmt::print("spiral: {} iterations of {} windows, {} steps of {} each, {} with {} scaling\n",
+             options.iterations, options.batch, options.steps, options.method, options.precision,
+             options.scaling);
   fmt::print("  loss over all {} points   {:.4f} -> {:.4f}\n", points, loss_first, loss_last);
   fmt::print("  stored states            {} bytes (f32: {})\n", stored_bytes, stored_f32);
   fmt::print("  scale                    2^{:.0f} .. 2^{:.0f}\n", scale_low, scale_high);
   fmt::print("  retried stage VJPs       {} of {}\n", retries, vjps);
-  fmt::print("  time                     {:.1f} s forward, {:.1f} s backward\n", seconds_forward, seconds_backward);
+  fmt::print("  time                     {:.1f} s forward, {:.1f} s backward\n", seconds_forward,
+             seconds_backward);
 
   const auto column = [](const std::vector<double>& rows, std::size_t c) {
     std::vector<double> values;
@@ -190,20 +209,25 @@ void run(const Options& options) {
     return std::pair{slope[0], slope[1]};
   };
   const std::pair range{-2.4, 2.4};
-  Panel plane{.title = "data, learned trajectory, learned field", .x_label = "y_1", .y_label = "y_2"};
-  plane.series = {arrows(range, range, 17, learned_slope),
-                  {.label = "noisy samples", .x = column(data, 0), .y = column(data, 1), .mark = Mark::points},
-                  {.label = "learned", .x = column(learned, 0), .y = column(learned, 1)}};
+  Panel plane{
+      .title = "data, learned trajectory, learned field", .x_label = "y_1", .y_label = "y_2"};
+  plane.series = {
+      arrows(range, range, 17, learned_slope),
+      {.label = "noisy samples", .x = column(data, 0), .y = column(data, 1), .mark = Mark::points},
+      {.label = "learned", .x = column(learned, 0), .y = column(learned, 1)}};
   plane.x_range = plane.y_range = range;
   plane.aspect = Aspect::equal;
   Panel loss{.title = "loss", .x_label = "iteration", .y_label = "mean |error| of the windows"};
   loss.series = {{.x = iterations, .y = losses}};
   loss.y_axis = Axis::log10;
   Panel scale{.title = "adjoint scale", .x_label = "iteration", .y_label = "exponent e of S = 2^e"};
-  scale.series = {{.label = "largest", .x = iterations, .y = highest}, {.label = "least", .x = iterations, .y = lowest}};
-  if (write_picture({.title = fmt::format("Spiral, {}, {} scaling", options.precision, options.scaling),
-                     .panels = {plane, loss, scale}, .columns = 3},
-                    options.out, "spiral")) {
+  scale.series = {{.label = "largest", .x = iterations, .y = highest},
+                  {.label = "least", .x = iterations, .y = lowest}};
+  if (write_picture(
+          {.title = fmt::format("Spiral, {}, {} scaling", options.precision, options.scaling),
+           .panels = {plane, loss, scale},
+           .columns = 3},
+          options.out, "spiral")) {
     fmt::print("  picture                  {0}/spiral.png, {0}/spiral.svg\n", options.out);
   }
   if (!options.json.empty()) {
@@ -227,9 +251,11 @@ void run(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  OptionSpec spec{.example = "spiral", .about = "Learns a spiral from noisy samples in half precision."};
-  spec.flags = {Flag::precision, Flag::scaling, Flag::scale_exponent, Flag::method, Flag::steps, Flag::iterations,
-                Flag::batch,     Flag::seed,    Flag::threads,        Flag::device, Flag::out,   Flag::json};
+  OptionSpec spec{.example = "spiral",
+                  .about = "Learns a spiral from noisy samples in half precision."};
+  spec.flags = {Flag::precision,  Flag::scaling, Flag::scale_exponent, Flag::method,  Flag::steps,
+                Flag::iterations, Flag::batch,   Flag::seed,           Flag::threads, Flag::device,
+                Flag::out,        Flag::json};
   spec.defaults.steps = 9;  // windows of ten points
   spec.defaults.iterations = 4000;
   spec.defaults.batch = 20;

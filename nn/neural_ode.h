@@ -15,7 +15,9 @@ template <class Net>
 class NeuralOde {
  public:
   explicit NeuralOde(Net net, OdeOptions options = {})
-      : net_(std::move(net)), options_(std::move(options)), velocity_([net = net_](const Var& t, const Var& y) {
+      : net_(std::move(net)),
+        options_(std::move(options)),
+        velocity_([net = net_](const Var& t, const Var& y) {
           if constexpr (std::is_invocable_v<const Net&, const Var&, const Var&>) {
             return net(t, y);
           } else {
@@ -26,7 +28,9 @@ class NeuralOde {
   // [saved, ...y0's shape]. Throws NumericError when the solve fails.
   Var operator()(const Var& y0, const Times& times) const { return solve(y0, times).value()[0]; }
   // The same with status and report.
-  OdeResult solve(const Var& y0, const Times& times) const { return odeint(velocity_, y0, times, {}, options_); }
+  OdeResult solve(const Var& y0, const Times& times) const {
+    return odeint(velocity_, y0, times, {}, options_);
+  }
 
   const Net& net() const { return net_; }
   Parameters parameters() const { return net_.parameters(); }

@@ -49,15 +49,23 @@ class ParameterSums {
 // df/dt . u of the stage, unscaled.
 double time_cotangent(Stage& stage, const ScaledVjp::Product& product) {
   const ValueId id = stage.plan().t_bar;
-  return product.zero || id == no_value ? 0.0 : std::ldexp(stage.replay().value(id).item(), -product.exponent);
+  return product.zero || id == no_value
+             ? 0.0
+             : std::ldexp(stage.replay().value(id).item(), -product.exponent);
 }
 
 // The adjoint of the steps, last to first.
 class Sweep {
  public:
-  Sweep(const Solve& solve, const SolveInputs& inputs, const Grid& grid, std::span<const Tensor> saved_bar)
-      : solve_(solve), grid_(grid), saved_bar_(saved_bar), scaled_(solve), theta_(solve, inputs),
-        point_bar_(std::size_t(grid.steps()) + 1), next_saved_(int(solve.saved.size())) {
+  Sweep(const Solve& solve, const SolveInputs& inputs, const Grid& grid,
+        std::span<const Tensor> saved_bar)
+      : solve_(solve),
+        grid_(grid),
+        saved_bar_(saved_bar),
+        scaled_(solve),
+        theta_(solve, inputs),
+        point_bar_(std::size_t(grid.steps()) + 1),
+        next_saved_(int(solve.saved.size())) {
     for (int s = 0; s < solve.options.method.stages(); ++s) {
       stages_.emplace_back(solve, inputs, Stage::Kind::vjp);
     }
@@ -94,7 +102,8 @@ class Sweep {
   // a += dLoss/dy at this point, if it was saved, and the terms given.
   void add_loss(int point, std::vector<std::vector<Term>> more) {
     const bool saved =
-        next_saved_ > 0 && solve_.saved[std::size_t(next_saved_ - 1)] * solve_.options.substeps == point;
+        next_saved_ > 0 &&
+        solve_.saved[std::size_t(next_saved_ - 1)] * solve_.options.substeps == point;
     next_saved_ -= saved ? 1 : 0;
     more.resize(a_.size());
     for (std::size_t c = 0; c < a_.size(); ++c) {
@@ -121,7 +130,8 @@ class Sweep {
     k_.assign(std::size_t(m.stages()), {});
     for (int s = 0; s < m.stages(); ++s) {
       Stage& stage = stages_[std::size_t(s)];
-      stage.evaluate(grid_.t(i) + m.c[std::size_t(s)] * h, increments(h, m.a[std::size_t(s)], k_, y_));
+      stage.evaluate(grid_.t(i) + m.c[std::size_t(s)] * h,
+                     increments(h, m.a[std::size_t(s)], k_, y_));
       ++solve_.report->backward_evaluations;
       for (int c = 0; c < int(y_.size()); ++c) {
         k_[std::size_t(s)].push_back(stage.slope(c));
@@ -139,7 +149,8 @@ class Sweep {
     status.outcome = Outcome::model_not_finite;
     status.op = fault ? fault->op : "cast";
     status.text = fmt::format(
-        "adjoint: the replayed velocity is not finite at step {} of {} (t = {}, stage {}) in op '{}'. Fix: check the model "
+        "adjoint: the replayed velocity is not finite at step {} of {} (t = {}, stage {}) in op "
+        "'{}'. Fix: check the model "
         "there, or store the states in a wider dtype.",
         i, status.steps, status.t, s, status.op);
     throw NumericError(status.text);
@@ -150,7 +161,8 @@ class Sweep {
     const double h = grid_.h(i);
     const int stages = m.stages();
     // v[s][c]: the stage's product, still scaled; factor[s] = 2^-e.
-    std::vector<std::vector<const Tensor*>> v(std::size_t(stages), std::vector<const Tensor*>(a_.size()));
+    std::vector<std::vector<const Tensor*>> v(std::size_t(stages),
+                                              std::vector<const Tensor*>(a_.size()));
     std::vector<double> factor(std::size_t(stages), 0.0);
     double g = 0;
     double t_bar = 0;
@@ -214,8 +226,8 @@ void begin_backward(SolveReport& report) {
 
 }  // namespace
 
-SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs, std::span<const Tensor> stored,
-                              std::span<const Tensor> saved_bar) {
+SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs,
+                              std::span<const Tensor> stored, std::span<const Tensor> saved_bar) {
   const std::vector<double> times = inputs.times.to_vector();
   const Grid grid(times, solve.options.substeps);
   begin_backward(*solve.report);
@@ -244,7 +256,8 @@ SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs, std
     std::vector<ConstArray> kept;
     for (std::size_t c = 0; c < components; ++c) {
       kept.push_back(row(stored[c], first / every));
-      cpu_backend().copy(row(stretch[c], 0).data, kept[c].data, kept[c].count * size_of(kept[c].dtype));
+      cpu_backend().copy(row(stretch[c], 0).data, kept[c].data,
+                         kept[c].count * size_of(kept[c].dtype));
     }
     stepper.load(kept);
     for (int i = first; i + 1 < last; ++i) {
@@ -275,7 +288,8 @@ SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs, std
 // The adjoint ODE a' = -(df/dy)^T a, theta_bar' = -(df/dtheta)^T a, integrated from t_N to t_0 with
 // the same method, y along with it: a discretisation of the continuous adjoint, so its gradient
 // differs from that of the computed solution by the method's error. A baseline.
-SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs, std::span<const Tensor> stored,
+SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
+                                  std::span<const Tensor> stored,
                                   std::span<const Tensor> saved_bar) {
   const std::vector<double> times = inputs.times.to_vector();
   const Grid grid(times, solve.options.substeps);
@@ -312,14 +326,16 @@ SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
   };
   int next_saved = int(solve.saved.size());
   const auto add_loss = [&](int point) {
-    if (next_saved == 0 || solve.saved[std::size_t(next_saved - 1)] * solve.options.substeps != point) {
+    if (next_saved == 0 ||
+        solve.saved[std::size_t(next_saved - 1)] * solve.options.substeps != point) {
       return;
     }
     --next_saved;
     if (point > 0) {
       times_bar[std::size_t(solve.saved[std::size_t(next_saved)])] +=
           along_slope(grid.t(point), [&](std::size_t c, const Tensor& k) {
-            return saved_bar[c].defined() ? cpu_backend().dot(k, row(saved_bar[c], next_saved)) : 0.0;
+            return saved_bar[c].defined() ? cpu_backend().dot(k, row(saved_bar[c], next_saved))
+                                          : 0.0;
           });
     }
     for (std::size_t c = 0; c < components; ++c) {
@@ -352,9 +368,11 @@ SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
     for (int s = 0; s < m.stages(); ++s) {
       Stage& stage = stages[std::size_t(s)];
       for (std::size_t c = 0; c < components; ++c) {
-        cpu_backend().linear_combination(a_stage[c].write(), adjoint_terms(c, m.a[std::size_t(s)]), solve.high());
+        cpu_backend().linear_combination(a_stage[c].write(), adjoint_terms(c, m.a[std::size_t(s)]),
+                                         solve.high());
       }
-      stage.evaluate(grid.t(i + 1) + m.c[std::size_t(s)] * h, increments(h, m.a[std::size_t(s)], k, y));
+      stage.evaluate(grid.t(i + 1) + m.c[std::size_t(s)] * h,
+                     increments(h, m.a[std::size_t(s)], k, y));
       ++solve.report->backward_evaluations;
       const ScaledVjp::Product product =
           scaled.apply(stage, a_stage, {Outcome::ok, i, grid.steps(), stage.t(), s, {}, {}});
@@ -362,7 +380,8 @@ SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
       for (std::size_t c = 0; c < components; ++c) {
         k[std::size_t(s)].push_back(stage.slope(int(c)));
         const ValueId id = stage.plan().y_bar[c];
-        v[std::size_t(s)].push_back(product.zero || id == no_value ? Tensor() : stage.replay().value(id));
+        v[std::size_t(s)].push_back(product.zero || id == no_value ? Tensor()
+                                                                   : stage.replay().value(id));
       }
       if (!product.zero) {
         theta.add(stage, -h * m.b[std::size_t(s)] * factor[std::size_t(s)]);

@@ -31,15 +31,19 @@ std::vector<double> Grid::to_times(std::span<const double> point_bar) const {
 
 std::int64_t Solve::stored_states() const {
   switch (options.gradient) {
-    case GradientMethod::replay: return (steps() + options.store_every - 1) / options.store_every;
-    case GradientMethod::continuous_adjoint: return 1;  // the end point
-    default: return 0;
+    case GradientMethod::replay:
+      return (steps() + options.store_every - 1) / options.store_every;
+    case GradientMethod::continuous_adjoint:
+      return 1;  // the end point
+    default:
+      return 0;
   }
 }
 
 ConstArray row(const Tensor& stored, std::int64_t index) {
   const std::int64_t n = stored.shape().tail(1).count();
-  return {stored.dtype(), static_cast<const char*>(stored.data()) + index * n * size_of(stored.dtype()), n};
+  return {stored.dtype(),
+          static_cast<const char*>(stored.data()) + index * n * size_of(stored.dtype()), n};
 }
 
 Array row(Tensor& stored, std::int64_t index) {
@@ -58,7 +62,8 @@ void require_same_parameters(const Solve& solve, const VelocityPlan& plan, doubl
       return result.empty() ? std::string("none") : fmt::format("{}", fmt::join(result, ", "));
     };
     throw_error<ValueError>(
-        "odeint: with retrace = every_call the velocity used the parameters {} at t = {}, {} at the start. Fix: use the "
+        "odeint: with retrace = every_call the velocity used the parameters {} at t = {}, {} at "
+        "the start. Fix: use the "
         "same modules in the same order on every path.",
         names(plan.parameters), t, names(solve.parameters));
   }
@@ -113,7 +118,8 @@ void Stage::evaluate(double t, std::span<const std::vector<Term>> terms) {
     cpu_backend().linear_combination(replay_->write(plan_->y[c]), terms[c], solve_.high());
   }
   if (kind_ == Kind::vjp) {
-    for (const ValueId seed : plan_->seeds) {  // the reverse sweep runs later; its first run needs a value
+    for (const ValueId seed :
+         plan_->seeds) {  // the reverse sweep runs later; its first run needs a value
       if (!replay_->value(seed).defined()) {
         cpu_backend().fill(replay_->write(seed), 0.0);
       }
@@ -122,12 +128,15 @@ void Stage::evaluate(double t, std::span<const std::vector<Term>> terms) {
   replay_->run(depends_on::time | depends_on::input);
 }
 
-Tensor Stage::slope(int component) const { return replay_->value(plan_->slopes[std::size_t(component)]); }
+Tensor Stage::slope(int component) const {
+  return replay_->value(plan_->slopes[std::size_t(component)]);
+}
 
 bool Stage::finite_in_high(std::span<const std::vector<Term>> terms) const {
   const std::vector<Tensor> y = point_in_high(solve_, terms);
   Replay high(plan_->recorded);
-  const std::vector<ValueId>& inputs = plan_->recorded->inputs;  // in the order of the retyped program's
+  const std::vector<ValueId>& inputs =
+      plan_->recorded->inputs;  // in the order of the retyped program's
   const std::vector<ValueId>& retyped = plan_->forward->inputs;
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     const ValueId id = retyped[k];
@@ -155,7 +164,8 @@ bool Stage::finite_in_high(std::span<const std::vector<Term>> terms) const {
 }
 
 std::vector<std::vector<Term>> increments(double h, std::span<const double> weights,
-                                          std::span<const std::vector<Tensor>> k, std::span<const Tensor> y) {
+                                          std::span<const std::vector<Tensor>> k,
+                                          std::span<const Tensor> y) {
   std::vector<std::vector<Term>> terms(y.size());
   for (std::size_t c = 0; c < y.size(); ++c) {
     for (std::size_t j = 0; j < weights.size(); ++j) {
@@ -184,7 +194,8 @@ bool Stepper::step(const Grid& grid, int i) {
   const double h = grid.h(i);
   bool finite = true;
   for (int s = 0; s < m.stages(); ++s) {
-    stage_.evaluate(grid.t(i) + m.c[std::size_t(s)] * h, increments(h, m.a[std::size_t(s)], k_, y_));
+    stage_.evaluate(grid.t(i) + m.c[std::size_t(s)] * h,
+                    increments(h, m.a[std::size_t(s)], k_, y_));
     std::vector<Tensor>& k = k_[std::size_t(s)];
     k.clear();
     for (int c = 0; c < int(y_.size()); ++c) {
@@ -244,25 +255,30 @@ Status Stepper::diagnose(const Grid& grid, int i) {
     const auto fault = stage_.replay().first_nonfinite();
     status.op = fault ? fault->op : "cast";
     const DType low = solve_.precision().compute;
-    const std::string where = fmt::format("step {} of {} (t = {}, stage {})", i, grid.steps(), status.t, s);
+    const std::string where =
+        fmt::format("step {} of {} (t = {}, stage {})", i, grid.steps(), status.t, s);
     const std::string counts =
-        fault ? fmt::format("{} inf, {} nan of {}", fault->statistics.infinities, fault->statistics.nans, fault->count)
+        fault ? fmt::format("{} inf, {} nan of {}", fault->statistics.infinities,
+                            fault->statistics.nans, fault->count)
               : std::string("its input overflowed");
     if (low != solve_.high() && stage_.finite_in_high(terms)) {
       status.outcome = Outcome::compute_overflow;
       status.text = fmt::format(
-          "odeint: {} overflowed at {} in op '{}' - {}; the same point is finite in {}. Fix: use Precision::mixed with "
+          "odeint: {} overflowed at {} in op '{}' - {}; the same point is finite in {}. Fix: use "
+          "Precision::mixed with "
           "bf16 or uniform {}, or scale the state.",
           low, where, status.op, counts, solve_.high(), solve_.high());
     } else {
       status.text = fmt::format(
-          "odeint: the velocity is not finite at {} in op '{}' - {}. Fix: check the model there, or take smaller steps.",
+          "odeint: the velocity is not finite at {} in op '{}' - {}. Fix: check the model there, "
+          "or take smaller steps.",
           where, status.op, counts);
     }
     return status;
   }
   status.text = fmt::format(
-      "odeint: the state left the range of {} at step {} of {} (t = {}), though every slope is finite. Fix: take smaller "
+      "odeint: the state left the range of {} at step {} of {} (t = {}), though every slope is "
+      "finite. Fix: take smaller "
       "steps, or check the model for growth.",
       solve_.precision().update, i, grid.steps(), status.t);
   return status;
@@ -275,10 +291,17 @@ namespace {
 Status stored_overflow(const Solve& solve, const Grid& grid, int i) {
   std::string formats;
   for (const ComponentFormat& c : solve.components) {
-    formats += fmt::format("{}'{}' {} with 2^{}", formats.empty() ? "" : ", ", c.name, c.stored.dtype, c.stored.exponent);
+    formats += fmt::format("{}'{}' {} with 2^{}", formats.empty() ? "" : ", ", c.name,
+                           c.stored.dtype, c.stored.exponent);
   }
-  return {Outcome::stored_overflow, i, grid.steps(), grid.t(i), 0, "store",
-          fmt::format("odeint: the state does not fit its stored format at step {} of {} (t = {}) - stored are {}. Fix: "
+  return {Outcome::stored_overflow,
+          i,
+          grid.steps(),
+          grid.t(i),
+          0,
+          "store",
+          fmt::format("odeint: the state does not fit its stored format at step {} of {} (t = {}) "
+                      "- stored are {}. Fix: "
                       "give the component a smaller stored exponent or a wider stored dtype.",
                       i, grid.steps(), grid.t(i), formats)};
 }
@@ -300,7 +323,8 @@ void solve_forward(const Solve& solve, const SolveInputs& inputs, std::span<Tens
 
   std::size_t next_saved = 0;
   const auto save = [&](int point) {
-    if (next_saved < solve.saved.size() && solve.saved[next_saved] * solve.options.substeps == point) {
+    if (next_saved < solve.saved.size() &&
+        solve.saved[next_saved] * solve.options.substeps == point) {
       for (std::size_t c = 0; c < components; ++c) {
         cpu_backend().cast(row(*saved[c], std::int64_t(next_saved)), stepper.y()[c]);
       }

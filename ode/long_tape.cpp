@@ -30,7 +30,8 @@ class Inlined {
       for (const ValueId id : program.inputs_of(instruction)) {
         operands.push_back(vars_[std::size_t(id)]);
       }
-      const auto results = tape_.record_all(*instruction.op, operands, program.attributes_of(instruction));
+      const auto results =
+          tape_.record_all(*instruction.op, operands, program.attributes_of(instruction));
       std::copy(results.begin(), results.end(), vars_.begin() + program.outputs_of(instruction)[0]);
     }
     std::vector<Var> slopes;
@@ -119,7 +120,8 @@ std::vector<std::vector<Var>> solve_on_tape(const Solve& solve, const State& y0,
       return empty ? as(y[c], high) : sum + as(y[c], high);
     };
     for (int s = 0; s < m.stages(); ++s) {
-      const Var t = m.c[std::size_t(s)] == 0 ? points[std::size_t(i)] : points[std::size_t(i)] + m.c[std::size_t(s)] * h;
+      const Var t = m.c[std::size_t(s)] == 0 ? points[std::size_t(i)]
+                                             : points[std::size_t(i)] + m.c[std::size_t(s)] * h;
       std::vector<Var> point;
       for (std::size_t c = 0; c < y.size(); ++c) {
         point.push_back(as(combine(c, m.a[std::size_t(s)]), low));
@@ -143,10 +145,18 @@ std::vector<std::vector<Var>> solve_on_tape(const Solve& solve, const State& y0,
         if (report.status.ok() && !cpu_backend().statistics(slope.value()).finite()) {
           const std::string op = velocity->first_nonfinite_op();
           const double at = t.value().item();
-          report.status = {Outcome::model_not_finite, i, grid.steps(), at, s, op,
-                           fmt::format("odeint: the velocity is not finite at step {} of {} (t = {}, stage {}) in op '{}'. "
-                                       "Fix: check the model there, take smaller steps, or use a wider compute dtype.",
-                                       i, grid.steps(), at, s, op)};
+          report.status = {
+              Outcome::model_not_finite,
+              i,
+              grid.steps(),
+              at,
+              s,
+              op,
+              fmt::format(
+                  "odeint: the velocity is not finite at step {} of {} (t = {}, stage {}) in op "
+                  "'{}'. "
+                  "Fix: check the model there, take smaller steps, or use a wider compute dtype.",
+                  i, grid.steps(), at, s, op)};
         }
       }
     }

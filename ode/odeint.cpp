@@ -14,7 +14,9 @@ namespace {
 
 // --- the instruction: y0.., times, theta.. -> saved.., stored.. ---
 
-const Solve& solve_of(const Attributes& attributes) { return static_cast<const Solve&>(*attributes.payload); }
+const Solve& solve_of(const Attributes& attributes) {
+  return static_cast<const Solve&>(*attributes.payload);
+}
 
 struct AdjointPayload : Payload {
   std::shared_ptr<const Payload> solve;
@@ -36,21 +38,24 @@ SolveInputs inputs_of(const Solve& solve, std::span<const Tensor* const> operand
   return inputs;
 }
 
-void infer_odeint(const OpDef&, std::span<const Type>, const Attributes& attributes, std::vector<Type>& results) {
+void infer_odeint(const OpDef&, std::span<const Type>, const Attributes& attributes,
+                  std::vector<Type>& results) {
   const Solve& solve = solve_of(attributes);
   for (const ComponentFormat& c : solve.components) {
     results.push_back({solve.high(), c.shape.prepended(std::int64_t(solve.saved.size()))});
   }
   const bool end_point = solve.options.gradient == GradientMethod::continuous_adjoint;
   for (const ComponentFormat& c : solve.components) {
-    results.push_back({end_point ? solve.high() : c.stored.dtype, c.shape.prepended(solve.stored_states())});
+    results.push_back(
+        {end_point ? solve.high() : c.stored.dtype, c.shape.prepended(solve.stored_states())});
   }
 }
 
 void execute_odeint(const OpDef&, const Execution& x) {
   const Solve& solve = solve_of(x.attributes);
   const std::size_t components = solve.components.size();
-  solve_forward(solve, inputs_of(solve, x.inputs), x.outputs.first(components), x.outputs.subspan(components));
+  solve_forward(solve, inputs_of(solve, x.inputs), x.outputs.first(components),
+                x.outputs.subspan(components));
 }
 
 const OpDef& odeint_adjoint_op();
@@ -58,7 +63,8 @@ const OpDef& odeint_adjoint_op();
 void pull_back_odeint(const OpDef&, PullbackContext& context) {
   const Solve& solve = solve_of(context.attributes());
   if (solve.options.gradient == GradientMethod::none) {
-    throw_error<ValueError>("odeint: this solve was asked for no gradient. Fix: use GradientMethod::replay.");
+    throw_error<ValueError>(
+        "odeint: this solve was asked for no gradient. Fix: use GradientMethod::replay.");
   }
   const int components = int(solve.components.size());
   auto payload = std::make_shared<AdjointPayload>();
@@ -88,11 +94,13 @@ void pull_back_odeint(const OpDef&, PullbackContext& context) {
 
 // --- its adjoint: odeint's operands, stored.., seeds.. -> y0_bar.., times_bar, theta_bar.. ---
 
-void infer_adjoint(const OpDef&, std::span<const Type> in, const Attributes& attributes, std::vector<Type>& results) {
+void infer_adjoint(const OpDef&, std::span<const Type> in, const Attributes& attributes,
+                   std::vector<Type>& results) {
   const auto& payload = static_cast<const AdjointPayload&>(*attributes.payload);
   const Solve& solve = static_cast<const Solve&>(*payload.solve);
   const std::size_t components = solve.components.size();
-  const std::size_t seeds = std::size_t(std::count(payload.has_seed.begin(), payload.has_seed.end(), true));
+  const std::size_t seeds =
+      std::size_t(std::count(payload.has_seed.begin(), payload.has_seed.end(), true));
   for (std::size_t k = 0; k < in.size() - components - seeds; ++k) {
     results.push_back({k == components ? DType::f64 : solve.high(), in[k].shape});
   }
@@ -142,16 +150,23 @@ void execute_adjoint(const OpDef&, const Execution& x) {
 
 void no_second_derivative(const OpDef&, PullbackContext&) {
   throw_error<ValueError>(
-      "odeint: second derivatives do not go through the replayed adjoint. Fix: use GradientMethod::backprop.");
+      "odeint: second derivatives do not go through the replayed adjoint. Fix: use "
+      "GradientMethod::backprop.");
 }
 
 const OpDef& odeint_op() {
-  static const OpDef op{.name = "odeint", .arity = -1, .infer = infer_odeint, .execute = execute_odeint,
+  static const OpDef op{.name = "odeint",
+                        .arity = -1,
+                        .infer = infer_odeint,
+                        .execute = execute_odeint,
                         .pullback = pull_back_odeint};
   return op;
 }
 const OpDef& odeint_adjoint_op() {
-  static const OpDef op{.name = "odeint_adjoint", .arity = -1, .infer = infer_adjoint, .execute = execute_adjoint,
+  static const OpDef op{.name = "odeint_adjoint",
+                        .arity = -1,
+                        .infer = infer_adjoint,
+                        .execute = execute_adjoint,
                         .pullback = no_second_derivative};
   return op;
 }
@@ -161,32 +176,38 @@ const OpDef& odeint_adjoint_op() {
 void require_finite(const std::string& what, const Tensor& value) {
   const Statistics statistics = backend(value.device()).statistics(value);
   if (!statistics.finite()) {
-    throw_error<ValueError>("odeint: {} not finite - {} inf and {} nan of {} values. Fix: pass finite numbers.", what,
-                            statistics.infinities, statistics.nans, value.count());
+    throw_error<ValueError>(
+        "odeint: {} not finite - {} inf and {} nan of {} values. Fix: pass finite numbers.", what,
+        statistics.infinities, statistics.nans, value.count());
   }
 }
 
 void require_on(const Tape& tape, const std::string& what, const Var& input) {
   if (&input.tape() != &tape) {
-    throw_error<ValueError>("odeint: {} on another tape than y0. Fix: make the inputs of a solve on one tape.", what);
+    throw_error<ValueError>(
+        "odeint: {} on another tape than y0. Fix: make the inputs of a solve on one tape.", what);
   }
 }
 
 void require_times(const Var& times) {
   if (times.dtype() != DType::f64 || times.shape().rank() != 1) {
-    throw_error<DTypeError>("odeint: times are {} {}, need f64 [T]. Fix: make them with DType::f64.", times.dtype(),
-                            times.shape());
+    throw_error<DTypeError>(
+        "odeint: times are {} {}, need f64 [T]. Fix: make them with DType::f64.", times.dtype(),
+        times.shape());
   }
   const std::vector<double> t = times.value().to_vector();
   if (t.empty()) {
-    throw_error<ValueError>("odeint: no times - got 0, need at least 1. Fix: pass the points where you want the state.");
+    throw_error<ValueError>(
+        "odeint: no times - got 0, need at least 1. Fix: pass the points where you want the "
+        "state.");
   }
   require_finite("times are", times.value());
   for (std::size_t j = 1; j < t.size(); ++j) {
     const bool forward = t[1] > t[0];
     if (forward ? t[j] <= t[j - 1] : t[j] >= t[j - 1]) {
       throw_error<ValueError>(
-          "odeint: times are not strictly {} - t[{}] = {} follows {}. Fix: sort them and drop repeated points.",
+          "odeint: times are not strictly {} - t[{}] = {} follows {}. Fix: sort them and drop "
+          "repeated points.",
           forward ? "increasing" : "decreasing", j, t[j], t[j - 1]);
     }
   }
@@ -195,44 +216,54 @@ void require_times(const Var& times) {
 void require_options(const OdeOptions& o, const State& y0, std::int64_t time_count) {
   o.method.validated();
   if (o.substeps < 1 || o.store_every < 1) {
-    throw_error<ValueError>("odeint: substeps = {} and store_every = {}, need at least 1. Fix: pass 1 or more.",
-                            o.substeps, o.store_every);
+    throw_error<ValueError>(
+        "odeint: substeps = {} and store_every = {}, need at least 1. Fix: pass 1 or more.",
+        o.substeps, o.store_every);
   }
   constexpr std::int64_t most_steps = 1'000'000'000;
   if ((time_count - 1) > most_steps / o.substeps) {
-    throw_error<ValueError>("odeint: {} intervals of {} substeps exceed {} steps. Fix: use fewer.", time_count - 1,
-                            o.substeps, most_steps);
+    throw_error<ValueError>("odeint: {} intervals of {} substeps exceed {} steps. Fix: use fewer.",
+                            time_count - 1, o.substeps, most_steps);
   }
   if (o.precision.accumulate != arithmetic_dtype(o.precision.accumulate)) {
-    throw_error<DTypeError>("odeint: accumulate is {}, need f32 or f64. Fix: use Precision::mixed({}).",
-                            o.precision.accumulate, o.precision.accumulate);
+    throw_error<DTypeError>(
+        "odeint: accumulate is {}, need f32 or f64. Fix: use Precision::mixed({}).",
+        o.precision.accumulate, o.precision.accumulate);
   }
-  for (const DType dtype : {o.precision.compute, o.precision.state, o.precision.update, o.precision.adjoint,
-                            o.precision.gradient}) {
+  for (const DType dtype : {o.precision.compute, o.precision.state, o.precision.update,
+                            o.precision.adjoint, o.precision.gradient}) {
     if (!is_floating(dtype)) {
-      throw_error<DTypeError>("odeint: a precision role is {}, need a floating dtype. Fix: use Precision::mixed.", dtype);
+      throw_error<DTypeError>(
+          "odeint: a precision role is {}, need a floating dtype. Fix: use Precision::mixed.",
+          dtype);
     }
   }
   // Powers of two that f32 sums can multiply and divide by.
   constexpr int most = 126;
   const Scaling& s = o.scaling;
-  if (s.min_exponent > s.max_exponent || s.min_exponent < -most || s.max_exponent > most || std::abs(s.exponent) > most) {
-    throw_error<ValueError>("odeint: scale exponents are {} (fixed), {} to {} (dynamic), need an order within -{} to {}. "
-                            "Fix: use Scaling's defaults.",
-                            s.exponent, s.min_exponent, s.max_exponent, most, most);
+  if (s.min_exponent > s.max_exponent || s.min_exponent < -most || s.max_exponent > most ||
+      std::abs(s.exponent) > most) {
+    throw_error<ValueError>(
+        "odeint: scale exponents are {} (fixed), {} to {} (dynamic), need an order within -{} to "
+        "{}. "
+        "Fix: use Scaling's defaults.",
+        s.exponent, s.min_exponent, s.max_exponent, most, most);
   }
   for (const auto& [name, format] : o.stored) {
     if (std::find(y0.names().begin(), y0.names().end(), name) == y0.names().end()) {
-      throw_error<ValueError>("odeint: stored format for '{}', the state has {}. Fix: use one of these names.", name,
-                              fmt::join(y0.names(), ", "));
+      throw_error<ValueError>(
+          "odeint: stored format for '{}', the state has {}. Fix: use one of these names.", name,
+          fmt::join(y0.names(), ", "));
     }
     if (std::abs(format.exponent) > most) {
-      throw_error<ValueError>("odeint: '{}' would be stored times 2^{}, need -{} to {}. Fix: use a smaller exponent.", name,
-                              format.exponent, most, most);
+      throw_error<ValueError>(
+          "odeint: '{}' would be stored times 2^{}, need -{} to {}. Fix: use a smaller exponent.",
+          name, format.exponent, most, most);
     }
     if (!is_floating(format.dtype)) {
-      throw_error<DTypeError>("odeint: '{}' would be stored as {}, need a floating dtype. Fix: use f16 or wider.", name,
-                              format.dtype);
+      throw_error<DTypeError>(
+          "odeint: '{}' would be stored as {}, need a floating dtype. Fix: use f16 or wider.", name,
+          format.dtype);
     }
   }
 }
@@ -245,20 +276,24 @@ std::vector<int> saved_positions(const Save& save, std::int64_t time_count) {
         positions.push_back(j);
       }
       break;
-    case Save::Kind::last: positions.push_back(int(time_count) - 1); break;
+    case Save::Kind::last:
+      positions.push_back(int(time_count) - 1);
+      break;
     case Save::Kind::indices:
       positions = save.indices;
       int previous = -1;
       for (const int j : positions) {
         if (j <= previous || j >= time_count) {
-          throw_error<ValueError>("odeint: save index {} after {}, need increasing indices below {}. Fix: sort "
-                                  "positions in the given times.", j,
-                                  previous, time_count);
+          throw_error<ValueError>(
+              "odeint: save index {} after {}, need increasing indices below {}. Fix: sort "
+              "positions in the given times.",
+              j, previous, time_count);
         }
         previous = j;
       }
       if (positions.empty()) {
-        throw_error<ValueError>("odeint: no save index. Fix: name at least one, or use Save::last().");
+        throw_error<ValueError>(
+            "odeint: no save index. Fix: name at least one, or use Save::last().");
       }
       break;
   }
@@ -273,14 +308,18 @@ Precision Precision::parse(std::string_view name) {
   }
   const DType dtype = parse_dtype(name);
   if (!is_floating(dtype)) {
-    throw_error<DTypeError>("precision: '{}' is not a floating dtype. Fix: use f64, f32, tf32, f16, bf16, e5m2 or e4m3.",
-                            name);
+    throw_error<DTypeError>(
+        "precision: '{}' is not a floating dtype. Fix: use f64, f32, tf32, f16, bf16, e5m2 or "
+        "e4m3.",
+        name);
   }
   return arithmetic_dtype(dtype) == dtype ? uniform(dtype) : mixed(dtype);
 }
 
 Var Times::on(Tape& tape) const {
-  return is_var_ ? var_ : tape.leaf(Tensor::from({std::int64_t(values_.size())}, values_, DType::f64), "times", Role::time);
+  return is_var_ ? var_
+                 : tape.leaf(Tensor::from({std::int64_t(values_.size())}, values_, DType::f64),
+                             "times", Role::time);
 }
 
 std::vector<double> linspace(double from, double to, int steps) {
@@ -302,8 +341,8 @@ const State& OdeResult::value() const {
   return saved_;
 }
 
-OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, std::span<const Var> theta,
-                 const OdeOptions& options) {
+OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
+                 std::span<const Var> theta, const OdeOptions& options) {
   if (y0.size() == 0) {
     throw_error<ShapeError>("odeint: the state has no components. Fix: pass at least one Var.");
   }
@@ -319,30 +358,36 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, 
   solve->time_count = t.shape()[0];
   solve->saved = saved_positions(options.save, solve->time_count);
   solve->report = std::make_shared<SolveReport>();
-  solve->types = {y0.names(), {}, {}, {options.precision.compute, high, options.precision.matmul, {}}};
+  solve->types = {
+      y0.names(), {}, {}, {options.precision.compute, high, options.precision.matmul, {}}};
   for (int c = 0; c < y0.size(); ++c) {
     const std::string& name = y0.names()[std::size_t(c)];
     const Var& y = y0[c];
     require_on(tape, fmt::format("y0 '{}' is", name), y);
     if (y.dtype() != high) {
-      throw_error<DTypeError>("odeint: y0 '{}' is {}, sums are {}. Fix: cast(y0, DType::{}); only stored states and the "
-                              "velocity are narrower.",
-                              name, y.dtype(), high, high);
+      throw_error<DTypeError>(
+          "odeint: y0 '{}' is {}, sums are {}. Fix: cast(y0, DType::{}); only stored states and "
+          "the "
+          "velocity are narrower.",
+          name, y.dtype(), high, high);
     }
     if (y.shape().count() == 0) {
-      throw_error<ShapeError>("odeint: y0 '{}' is empty, shape {}. Fix: pass at least one element.", name, y.shape());
+      throw_error<ShapeError>("odeint: y0 '{}' is empty, shape {}. Fix: pass at least one element.",
+                              name, y.shape());
     }
     require_finite(fmt::format("y0 '{}' is", name), y.value());
     const auto stored = options.stored.find(name);
-    solve->components.push_back(
-        {name, y.shape(), stored == options.stored.end() ? StoredFormat{options.precision.state, 0} : stored->second});
+    solve->components.push_back({name, y.shape(),
+                                 stored == options.stored.end()
+                                     ? StoredFormat{options.precision.state, 0}
+                                     : stored->second});
     solve->types.y.push_back({high, y.shape()});
   }
   for (std::size_t p = 0; p < theta.size(); ++p) {
     require_on(tape, fmt::format("theta[{}] is", p), theta[p]);
     if (theta[p].dtype() != high) {
-      throw_error<DTypeError>("odeint: theta[{}] is {}, sums are {}. Fix: cast(theta, DType::{}).", p, theta[p].dtype(),
-                              high, high);
+      throw_error<DTypeError>("odeint: theta[{}] is {}, sums are {}. Fix: cast(theta, DType::{}).",
+                              p, theta[p].dtype(), high, high);
     }
     require_finite(fmt::format("theta[{}] is", p), theta[p].value());
     solve->types.theta.push_back({high, theta[p].shape()});

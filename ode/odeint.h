@@ -4,9 +4,9 @@
 //   Var y = r.value()[0];        // [3, ...y0's shape]: the states at the given times
 //
 // H = options.precision.accumulate is the dtype of y0, theta, the result and all gradients; the
-// velocity is recorded in H and runs at options.precision.compute. Parameters of modules used in the
-// velocity are found by themselves; further ones are passed as `theta`. Gradients reach y0, theta,
-// module parameters and, when the times are a Var, every time point.
+// velocity is recorded in H and runs at options.precision.compute. Parameters of modules used in
+// the velocity are found by themselves; further ones are passed as `theta`. Gradients reach y0,
+// theta, module parameters and, when the times are a Var, every time point.
 //
 // Formulas: docs/numerics.md; the method is that of Celledoni, Owren, Ruthotto and Yang,
 // "Mixed Precision Training of Neural ODEs" (arXiv 2510.23498).
@@ -25,8 +25,10 @@ namespace halftape {
 class Times {
  public:
   Times(std::initializer_list<double> values) : values_(values) {}
-  Times(std::vector<double> values) : values_(std::move(values)) {}  // NOLINT(google-explicit-constructor)
-  Times(const Var& values) : var_(values), is_var_(true) {}          // NOLINT(google-explicit-constructor) f64 [T]
+  Times(std::vector<double> values)
+      : values_(std::move(values)) {}  // NOLINT(google-explicit-constructor)
+  Times(const Var& values)
+      : var_(values), is_var_(true) {}  // NOLINT(google-explicit-constructor) f64 [T]
 
   Var on(Tape& tape) const;
 
@@ -41,7 +43,8 @@ std::vector<double> linspace(double from, double to, int steps);
 
 class OdeResult {
  public:
-  OdeResult(State saved, std::shared_ptr<SolveReport> report) : saved_(std::move(saved)), report_(std::move(report)) {}
+  OdeResult(State saved, std::shared_ptr<SolveReport> report)
+      : saved_(std::move(saved)), report_(std::move(report)) {}
 
   bool ok() const { return report_->status.ok(); }
   const Status& status() const { return report_->status; }
@@ -59,8 +62,8 @@ class OdeResult {
 // Throws ShapeError, DTypeError or ValueError for bad input (empty state, times that are not
 // monotone, NaN in y0, theta or times, unknown component names, ...); numerical failure is reported
 // in the result.
-OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times, std::span<const Var> theta = {},
-                 const OdeOptions& options = {});
+OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
+                 std::span<const Var> theta = {}, const OdeOptions& options = {});
 inline OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
                         std::initializer_list<Var> theta, const OdeOptions& options = {}) {
   return odeint(velocity, y0, times, std::span<const Var>(theta.begin(), theta.size()), options);

@@ -23,7 +23,9 @@ struct Precision {
   MatmulMode matmul = MatmulMode::ieee;
 
   // The method's default: velocity and stored states in `low`, everything summed in `high`.
-  static Precision mixed(DType low, DType high = DType::f32) { return {low, low, high, high, high, high}; }
+  static Precision mixed(DType low, DType high = DType::f32) {
+    return {low, low, high, high, high, high};
+  }
   // One dtype in every role. For f16 and narrower the sums stay f32 inside one operation only: the
   // ablation that shows why the method carries states in f32.
   static Precision uniform(DType dtype) {
@@ -48,15 +50,17 @@ struct Scaling {
   // dynamic works where L has a narrower exponent range than f32; elsewhere it is none, since
   // nothing is lost there. automatic: dynamic.
   Kind kind = Kind::automatic;
-  int exponent = 0;             // fixed: e
+  int exponent = 0;  // fixed: e
   Overflow overflow = Overflow::fail;
-  int headroom = 3;             // dynamic: aim at 2^-headroom of the format's maximum
-  int first_headroom = 7;       // the same for the first VJP, whose amplification is not known yet
+  int headroom = 3;        // dynamic: aim at 2^-headroom of the format's maximum
+  int first_headroom = 7;  // the same for the first VJP, whose amplification is not known yet
   int min_exponent = -120;
   int max_exponent = 100;
-  int max_retries = 60;         // per stage VJP
+  int max_retries = 60;  // per stage VJP
 
-  static Scaling none(Overflow overflow = Overflow::fail) { return {.kind = Kind::none, .overflow = overflow}; }
+  static Scaling none(Overflow overflow = Overflow::fail) {
+    return {.kind = Kind::none, .overflow = overflow};
+  }
   static Scaling fixed(int exponent) { return {.kind = Kind::fixed, .exponent = exponent}; }
   static Scaling dynamic() { return {.kind = Kind::dynamic}; }
 };
@@ -71,13 +75,14 @@ struct Save {
   static Save at(std::vector<int> indices) { return {Kind::indices, std::move(indices)}; }
 };
 
-// from_high: the state advances in Precision::update. from_stored: each step starts from the stored,
-// rounded state, so backward is the exact adjoint of what was computed, at the price of an error
-// that grows with the number of steps in half precision.
+// from_high: the state advances in Precision::update. from_stored: each step starts from the
+// stored, rounded state, so backward is the exact adjoint of what was computed, at the price of an
+// error that grows with the number of steps in half precision.
 enum class Advance : std::uint8_t { from_high, from_stored };
 
 // replay: the method (stored states, scaled adjoints). backprop: every stage on the outer tape.
-// continuous_adjoint: integrates the adjoint ODE backwards, approximate. none: no gradient, nothing stored.
+// continuous_adjoint: integrates the adjoint ODE backwards, approximate. none: no gradient, nothing
+// stored.
 enum class GradientMethod : std::uint8_t { replay, backprop, continuous_adjoint, none };
 
 // once: the velocity is recorded once and replayed. every_call: recorded anew at each evaluation,
@@ -91,23 +96,24 @@ struct StoredFormat {
 };
 
 struct StepInfo {
-  int step;   // 0 .. steps - 1, just finished
+  int step;  // 0 .. steps - 1, just finished
   int steps;
-  double t;   // time reached
+  double t;  // time reached
 };
 
 struct OdeOptions {
   Tableau method = tableau("rk4");
   Precision precision{};
   Scaling scaling{};
-  int substeps = 1;          // steps between two given times
+  int substeps = 1;  // steps between two given times
   Save save{};
-  int store_every = 1;       // keep every k-th state; the steps between are recomputed in backward
+  int store_every = 1;  // keep every k-th state; the steps between are recomputed in backward
   Advance advance = Advance::from_high;
   GradientMethod gradient = GradientMethod::replay;
   Retrace retrace = Retrace::once;
-  std::map<std::string, StoredFormat, std::less<>> stored{};  // by component; default precision.state, 2^0
-  std::function<void(const StepInfo&)> on_step{};             // forward progress
+  std::map<std::string, StoredFormat, std::less<>>
+      stored{};                                    // by component; default precision.state, 2^0
+  std::function<void(const StepInfo&)> on_step{};  // forward progress
 };
 
 }  // namespace halftape

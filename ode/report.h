@@ -34,12 +34,12 @@ struct Status {
 // One step of the backward pass.
 struct LedgerEntry {
   int step = 0;
-  double t = 0;             // start of the step
-  int min_exponent = 0;     // of the scales 2^e used by its stage VJPs
+  double t = 0;          // start of the step
+  int min_exponent = 0;  // of the scales 2^e used by its stage VJPs
   int max_exponent = 0;
-  double max_magnitude = 0;      // largest scaled value in L
-  int retries = 0;               // VJPs done again after an overflow
-  std::int64_t underflows = 0;   // non-zero seed elements that became zero in L
+  double max_magnitude = 0;     // largest scaled value in L
+  int retries = 0;              // VJPs done again after an overflow
+  std::int64_t underflows = 0;  // non-zero seed elements that became zero in L
 };
 
 struct SolveReport {

@@ -11,7 +11,8 @@ ScaledVjp::ScaledVjp(const Solve& solve)
     : solve_(solve), scaling_(solve.options.scaling), max_(facts(solve.precision().compute).max) {
   if (scaling_.kind == Scaling::Kind::automatic || scaling_.kind == Scaling::Kind::dynamic) {
     const bool narrow = facts(solve.precision().compute).emax < facts(DType::f32).emax;
-    scaling_.kind = narrow ? Scaling::Kind::dynamic : Scaling::Kind::none;  // f32's range loses nothing
+    scaling_.kind =
+        narrow ? Scaling::Kind::dynamic : Scaling::Kind::none;  // f32's range loses nothing
   }
   if (scaling_.kind == Scaling::Kind::fixed) {
     exponent_ = scaling_.exponent;
@@ -70,7 +71,9 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
   }
   replay.run(depends_on::cotangent);
   ++solve_.report->vjps;
-  const auto finite = [&](ValueId id) { return id == no_value || backend.statistics(replay.value(id)).finite(); };
+  const auto finite = [&](ValueId id) {
+    return id == no_value || backend.statistics(replay.value(id)).finite();
+  };
   for (const ValueId id : plan.low_cotangents) {
     const Statistics statistics = backend.statistics(replay.value(id));
     if (!statistics.finite()) {
@@ -137,12 +140,15 @@ void ScaledVjp::fail(Stage& stage, const Status& where, int retries) const {
   status.outcome = Outcome::derivative_not_finite;
   status.op = fault ? fault->op : "seed";
   status.text = fmt::format(
-      "adjoint: non-finite derivative at step {} of {} (t = {}, stage {}) in op '{}' after {} rescalings, scale 2^{} - {} "
+      "adjoint: non-finite derivative at step {} of {} (t = {}, stage {}) in op '{}' after {} "
+      "rescalings, scale 2^{} - {} "
       "inf, {} nan of {}. Fix: {}.",
       where.step, where.steps, where.t, where.stage, status.op, retries, exponent_,
-      fault ? fault->statistics.infinities : 0, fault ? fault->statistics.nans : 0, fault ? fault->count : 0,
-      scaling_.kind == Scaling::Kind::dynamic ? "check the velocity's derivative there, or the loss gradient"
-                                              : "use Scaling::dynamic() or a wider compute dtype");
+      fault ? fault->statistics.infinities : 0, fault ? fault->statistics.nans : 0,
+      fault ? fault->count : 0,
+      scaling_.kind == Scaling::Kind::dynamic
+          ? "check the velocity's derivative there, or the loss gradient"
+          : "use Scaling::dynamic() or a wider compute dtype");
   throw NumericError(status.text);
 }
 

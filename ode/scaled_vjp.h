@@ -1,9 +1,10 @@
 // Internal to ode/: a stage's vector-Jacobian product in L, on a cotangent scaled by S = 2^e.
 //
 // Dynamic scaling keeps headroom. M is the largest magnitude over the L tensors of a sweep. The
-// exponent starts at floor(log2(max_L / 2^first_headroom / M)) of the first seed; after that VJP, and
-// after every step, it moves by floor(log2(max_L / 2^headroom / M)) when M has left that target by
-// more than a factor 2, up or down. A VJP that overflows all the same is repeated alone with half S.
+// exponent starts at floor(log2(max_L / 2^first_headroom / M)) of the first seed; after that VJP,
+// and after every step, it moves by floor(log2(max_L / 2^headroom / M)) when M has left that target
+// by more than a factor 2, up or down. A VJP that overflows all the same is repeated alone with
+// half S.
 #pragma once
 
 #include "halftape/ode/solve.h"
@@ -31,7 +32,8 @@ class ScaledVjp {
   void move_to(int exponent);  // within floor and ceiling
   // An overflow gives non-finite gradients; the VJP runs on, whatever its seed.
   bool propagates() const {
-    return scaling_.overflow == Scaling::Overflow::propagate && scaling_.kind != Scaling::Kind::dynamic;
+    return scaling_.overflow == Scaling::Overflow::propagate &&
+           scaling_.kind != Scaling::Kind::dynamic;
   }
   void aim();  // back to the target, if the values of this step have left it
   bool run(Stage& stage, std::span<const Tensor> u, std::span<const Statistics> of_u);

@@ -41,7 +41,7 @@ struct Solve : Payload {
   std::vector<Parameter> parameters;         // of modules in the velocity, as first recorded
   OdeOptions options;
   std::vector<ComponentFormat> components;
-  std::vector<int> saved;                    // positions in the given times
+  std::vector<int> saved;  // positions in the given times
   std::int64_t time_count = 0;
   std::shared_ptr<SolveReport> report;
 
@@ -95,7 +95,8 @@ Array row(Tensor& stored, std::int64_t index);
 // h sum_j weights_j k_j + y for each component, y last: the increment is formed before it meets the
 // larger state, so a step rounds the state once.
 std::vector<std::vector<Term>> increments(double h, std::span<const double> weights,
-                                          std::span<const std::vector<Tensor>> k, std::span<const Tensor> y);
+                                          std::span<const std::vector<Tensor>> k,
+                                          std::span<const Tensor> y);
 
 // Carries y from step to step; used by the forward pass and to recompute between stored states.
 class Stepper {
@@ -126,9 +127,10 @@ struct SolveGradients {
   std::vector<double> times_bar;
 };
 // saved_bar[c] may be undefined: no cotangent. Throws NumericError.
-SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs, std::span<const Tensor> stored,
-                              std::span<const Tensor> saved_bar);
-SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs, std::span<const Tensor> stored,
+SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs,
+                              std::span<const Tensor> stored, std::span<const Tensor> saved_bar);
+SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
+                                  std::span<const Tensor> stored,
                                   std::span<const Tensor> saved_bar);
 
 }  // namespace halftape

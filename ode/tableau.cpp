@@ -7,7 +7,8 @@
 namespace halftape {
 namespace {
 
-// Order conditions sum_i b_i phi_i = 1 / gamma, one per rooted tree (Hairer, Norsett, Wanner, II.2).
+// Order conditions sum_i b_i phi_i = 1 / gamma, one per rooted tree (Hairer, Norsett, Wanner,
+// II.2).
 struct OrderCondition {
   int order;
   const char* tree;
@@ -50,31 +51,38 @@ std::vector<OrderCondition> order_conditions(const Tableau& m) {
 const Tableau& Tableau::validated() const {
   constexpr double tolerance = 1e-14;
   if (b.empty() || a.size() != b.size() || c.size() != b.size()) {
-    throw_error<ValueError>("tableau: '{}' has {} rows of a, {} of b, {} of c. Fix: give one of each per stage.", name,
-                            a.size(), b.size(), c.size());
+    throw_error<ValueError>(
+        "tableau: '{}' has {} rows of a, {} of b, {} of c. Fix: give one of each per stage.", name,
+        a.size(), b.size(), c.size());
   }
   if (order < 1 || order > 4) {
-    throw_error<ValueError>("tableau: '{}' claims order {}, orders 1 to 4 can be checked. Fix: state one of these.",
-                            name, order);
+    throw_error<ValueError>(
+        "tableau: '{}' claims order {}, orders 1 to 4 can be checked. Fix: state one of these.",
+        name, order);
   }
   for (std::size_t i = 0; i < a.size(); ++i) {
     if (a[i].size() != i) {
-      throw_error<ValueError>("tableau: '{}' row {} of a has {} entries, an explicit method needs {}. Fix: give the part "
-                              "below the diagonal.",
-                              name, i, a[i].size(), i);
+      throw_error<ValueError>(
+          "tableau: '{}' row {} of a has {} entries, an explicit method needs {}. Fix: give the "
+          "part "
+          "below the diagonal.",
+          name, i, a[i].size(), i);
     }
     double sum = 0;
     for (const double x : a[i]) {
       sum += x;
     }
     if (!(std::fabs(sum - c[i]) <= tolerance)) {
-      throw_error<ValueError>("tableau: '{}' row {} of a sums to {}, c is {}. Fix: make them equal.", name, i, sum, c[i]);
+      throw_error<ValueError>(
+          "tableau: '{}' row {} of a sums to {}, c is {}. Fix: make them equal.", name, i, sum,
+          c[i]);
     }
   }
   for (const OrderCondition& condition : order_conditions(*this)) {
     if (condition.order <= order && !(std::fabs(condition.sum - condition.need) <= tolerance)) {
-      throw_error<ValueError>("tableau: '{}' is not of order {} - sum {} is {}, need {}. Fix: check the coefficients.",
-                              name, order, condition.tree, condition.sum, condition.need);
+      throw_error<ValueError>(
+          "tableau: '{}' is not of order {} - sum {} is {}, need {}. Fix: check the coefficients.",
+          name, order, condition.tree, condition.sum, condition.need);
     }
   }
   return *this;
@@ -87,7 +95,11 @@ std::span<const Tableau> tableaus() {
         {"midpoint", 2, {{}, {0.5}}, {0, 1}, {0, 0.5}},
         {"heun", 2, {{}, {1}}, {0.5, 0.5}, {0, 1}},
         {"ssprk3", 3, {{}, {1}, {0.25, 0.25}}, {1.0 / 6, 1.0 / 6, 2.0 / 3}, {0, 1, 0.5}},
-        {"rk4", 4, {{}, {0.5}, {0, 0.5}, {0, 0, 1}}, {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6}, {0, 0.5, 0.5, 1}},
+        {"rk4",
+         4,
+         {{}, {0.5}, {0, 0.5}, {0, 0, 1}},
+         {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6},
+         {0, 0.5, 0.5, 1}},
         {"rk38",
          4,
          {{}, {1.0 / 3}, {-1.0 / 3, 1}, {1, -1, 1}},
@@ -109,7 +121,8 @@ const Tableau& tableau(std::string_view name) {
     }
     known += (known.empty() ? "" : ", ") + method.name;
   }
-  throw_error<ValueError>("method: '{}' is unknown - known are {}. Fix: pass one of these names.", name, known);
+  throw_error<ValueError>("method: '{}' is unknown - known are {}. Fix: pass one of these names.",
+                          name, known);
 }
 
 }  // namespace halftape

@@ -1,7 +1,7 @@
 #include "halftape/ode/velocity.h"
 
-#include "halftape/autodiff/differentiate.h"
 #include <algorithm>
+#include "halftape/autodiff/differentiate.h"
 
 #include "halftape/core/check.h"
 
@@ -10,12 +10,13 @@ namespace halftape {
 State::State(std::vector<std::string> names, std::vector<Var> values)
     : names_(std::move(names)), values_(std::move(values)) {
   if (names_.size() != values_.size()) {
-    throw_error<ValueError>("state: {} names for {} values. Fix: name each component once.", names_.size(),
-                            values_.size());
+    throw_error<ValueError>("state: {} names for {} values. Fix: name each component once.",
+                            names_.size(), values_.size());
   }
   for (auto name = names_.begin(); name != names_.end(); ++name) {
     if (std::find(names_.begin(), name, *name) != name) {
-      throw_error<ValueError>("state: two components are named '{}'. Fix: name each component once.", *name);
+      throw_error<ValueError>(
+          "state: two components are named '{}'. Fix: name each component once.", *name);
     }
   }
 }
@@ -43,8 +44,8 @@ const Var& State::operator[](std::string_view name) const {
       return values_[c];
     }
   }
-  throw_error<ValueError>("state: no component '{}' - there are {}. Fix: use one of these names.", name,
-                          fmt::join(names_, ", "));
+  throw_error<ValueError>("state: no component '{}' - there are {}. Fix: use one of these names.",
+                          name, fmt::join(names_, ", "));
 }
 
 namespace {
@@ -56,30 +57,37 @@ struct Leaves {
 
 void require_slopes(const State& slopes, const VelocityTypes& types) {
   if (slopes.size() != int(types.y.size())) {
-    throw_error<ShapeError>("velocity: it returned {} components, the state has {} ({}). Fix: return one slope per "
-                            "component, in order.",
-                            slopes.size(), types.y.size(), fmt::join(types.names, ", "));
+    throw_error<ShapeError>(
+        "velocity: it returned {} components, the state has {} ({}). Fix: return one slope per "
+        "component, in order.",
+        slopes.size(), types.y.size(), fmt::join(types.names, ", "));
   }
   if (slopes.size() > 1 && slopes.names() != types.names) {
-    throw_error<ValueError>("velocity: the slopes are named {}, the state {}. Fix: return the state's names in its order.",
-                            fmt::join(slopes.names(), ", "), fmt::join(types.names, ", "));
+    throw_error<ValueError>(
+        "velocity: the slopes are named {}, the state {}. Fix: return the state's names in its "
+        "order.",
+        fmt::join(slopes.names(), ", "), fmt::join(types.names, ", "));
   }
   for (int c = 0; c < slopes.size(); ++c) {
     const Type& need = types.y[std::size_t(c)];
     const std::string& name = types.names[std::size_t(c)];
     if (slopes[c].shape() != need.shape) {
-      throw_error<ShapeError>("velocity: the slope of '{}' has shape {}, the state {}. Fix: return the state's shape.",
-                              name, slopes[c].shape(), need.shape);
+      throw_error<ShapeError>(
+          "velocity: the slope of '{}' has shape {}, the state {}. Fix: return the state's shape.",
+          name, slopes[c].shape(), need.shape);
     }
     if (slopes[c].dtype() != need.dtype) {
-      throw_error<DTypeError>("velocity: the slope of '{}' is {}, the state {}. Fix: cast(slope, DType::{}).", name,
-                              slopes[c].dtype(), need.dtype, need.dtype);
+      throw_error<DTypeError>(
+          "velocity: the slope of '{}' is {}, the state {}. Fix: cast(slope, DType::{}).", name,
+          slopes[c].dtype(), need.dtype, need.dtype);
     }
   }
 }
 
-// Runs the user's function on a fresh tape and turns what it recorded into forward and VJP programs.
-VelocityPlan record(const VelocityFunction& function, const VelocityTypes& types, Tape& tape, const Leaves& leaves) {
+// Runs the user's function on a fresh tape and turns what it recorded into forward and VJP
+// programs.
+VelocityPlan record(const VelocityFunction& function, const VelocityTypes& types, Tape& tape,
+                    const Leaves& leaves) {
   const State slopes = function(leaves.t, State(types.names, leaves.y), leaves.theta);
   require_slopes(slopes, types);
 
@@ -89,7 +97,8 @@ VelocityPlan record(const VelocityFunction& function, const VelocityTypes& types
   for (int c = 0; c < slopes.size(); ++c) {
     if (&slopes[c].tape() != &tape) {
       throw_error<ValueError>(
-          "velocity: the slope of '{}' lives on another tape (a Var captured by the vector field?). Fix: compute it from "
+          "velocity: the slope of '{}' lives on another tape (a Var captured by the vector "
+          "field?). Fix: compute it from "
           "t, y and theta.",
           types.names[std::size_t(c)]);
     }
@@ -131,8 +140,9 @@ VelocityPlan record(const VelocityFunction& function, const VelocityTypes& types
   for (const Instruction& instruction : derivative.program.instructions) {
     for (const ValueId id : derivative.program.outputs_of(instruction)) {
       const ValueInfo& info = derivative.program.info(id);
-      if ((info.dependence & depends_on::cotangent) && facts(info.type.dtype).p < facts(DType::f32).p &&
-          is_floating(info.type.dtype) && !instruction.op->alias) {
+      if ((info.dependence & depends_on::cotangent) &&
+          facts(info.type.dtype).p < facts(DType::f32).p && is_floating(info.type.dtype) &&
+          !instruction.op->alias) {
         plan.low_cotangents.push_back(id);
       }
     }
@@ -166,8 +176,8 @@ std::shared_ptr<const VelocityPlan> Velocity::plan(const VelocityTypes& types) c
   return plan;
 }
 
-VelocityPlan Velocity::plan_at(const VelocityTypes& types, const Tensor& t, std::span<const Tensor> y,
-                               std::span<const Tensor> theta) const {
+VelocityPlan Velocity::plan_at(const VelocityTypes& types, const Tensor& t,
+                               std::span<const Tensor> y, std::span<const Tensor> theta) const {
   Tape tape;
   Leaves leaves;
   leaves.t = tape.leaf(t, "t", Role::time);

@@ -1,4 +1,5 @@
-// The velocity field f(t, y; theta), recorded once per type and policy and replayed for every stage.
+// The velocity field f(t, y; theta), recorded once per type and policy and replayed for every
+// stage.
 #pragma once
 
 #include <concepts>
@@ -15,8 +16,8 @@
 
 namespace halftape {
 
-// A named tuple of Vars. A single Var is a state with the one component "y". Throws ValueError unless
-// there are as many names as values and no two are equal.
+// A named tuple of Vars. A single Var is a state with the one component "y". Throws ValueError
+// unless there are as many names as values and no two are equal.
 class State {
  public:
   State() = default;
@@ -35,7 +36,8 @@ class State {
   std::vector<Var> values_;
 };
 
-using VelocityFunction = std::function<State(const Var& t, const State& y, std::span<const Var> theta)>;
+using VelocityFunction =
+    std::function<State(const Var& t, const State& y, std::span<const Var> theta)>;
 
 // A velocity, recorded: forward and VJP programs at the solve's precision.
 struct VelocityPlan {
@@ -45,12 +47,12 @@ struct VelocityPlan {
   // Ids in forward and vjp. (recorded has the same inputs in the same order.)
   ValueId t = no_value;
   std::vector<ValueId> y, theta;
-  std::vector<ValueId> slopes;               // outputs
-  std::vector<ValueId> seeds;                // in vjp, one per component
-  std::vector<ValueId> y_bar, theta_bar;     // in vjp, or no_value
+  std::vector<ValueId> slopes;            // outputs
+  std::vector<ValueId> seeds;             // in vjp, one per component
+  std::vector<ValueId> y_bar, theta_bar;  // in vjp, or no_value
   ValueId t_bar = no_value;
-  std::vector<ValueId> low_cotangents;       // in vjp: computed in L, watched for overflow
-  std::vector<Parameter> parameters;         // discovered while recording; after the explicit theta
+  std::vector<ValueId> low_cotangents;  // in vjp: computed in L, watched for overflow
+  std::vector<Parameter> parameters;    // discovered while recording; after the explicit theta
 };
 
 // What a plan is recorded for.
@@ -66,8 +68,8 @@ class Velocity {
  public:
   // Accepts f(t, y), f(t, y, theta) with y a Var (one component) or a State.
   template <class F>
-    requires(!std::same_as<std::remove_cvref_t<F>, Velocity>)
-  Velocity(F f) : Velocity(wrap(std::move(f))) {}  // NOLINT(google-explicit-constructor)
+  requires(!std::same_as<std::remove_cvref_t<F>, Velocity>) Velocity(F f)
+      : Velocity(wrap(std::move(f))) {}  // NOLINT(google-explicit-constructor)
 
   // The plan for these types, recorded on first use. Safe to call from several threads.
   std::shared_ptr<const VelocityPlan> plan(const VelocityTypes& types) const;
@@ -90,13 +92,18 @@ class Velocity {
   static Wrapped wrap(F f) {
     using Theta = std::span<const Var>;
     if constexpr (std::invocable<F&, const Var&, const State&, Theta>) {
-      return {[f](const Var& t, const State& y, Theta theta) mutable -> State { return f(t, y, theta); }};
+      return {[f](const Var& t, const State& y, Theta theta) mutable -> State {
+        return f(t, y, theta);
+      }};
     } else if constexpr (std::invocable<F&, const Var&, const State&>) {
       return {[f](const Var& t, const State& y, Theta) mutable -> State { return f(t, y); }};
     } else if constexpr (std::invocable<F&, const Var&, const Var&, Theta>) {
-      return {[f](const Var& t, const State& y, Theta theta) mutable -> State { return f(t, y[0], theta); }};
+      return {[f](const Var& t, const State& y, Theta theta) mutable -> State {
+        return f(t, y[0], theta);
+      }};
     } else {
-      static_assert(std::invocable<F&, const Var&, const Var&>, "a velocity is f(t, y) or f(t, y, theta)");
+      static_assert(std::invocable<F&, const Var&, const Var&>,
+                    "a velocity is f(t, y) or f(t, y, theta)");
       return {[f](const Var& t, const State& y, Theta) mutable -> State { return f(t, y[0]); }};
     }
   }

@@ -29,11 +29,13 @@ void check_close(const Tensor& got, const nlohmann::json& want, const Doubles& s
   REQUIRE(x.size() == y.size());
   for (std::size_t i = 0; i < x.size(); ++i) {
     CAPTURE(i);
-    CHECK(std::fabs(x[i] - y[i]) <= 8 * facts(DType::f64).unit_roundoff * std::max(scale[i], std::fabs(y[i])));
+    CHECK(std::fabs(x[i] - y[i]) <=
+          8 * facts(DType::f64).unit_roundoff * std::max(scale[i], std::fabs(y[i])));
   }
 }
 
-TEST_CASE("gelu, silu, sigmoid and softplus and their derivatives equal PyTorch's from -100 to 100") {
+TEST_CASE(
+    "gelu, silu, sigmoid and softplus and their derivatives equal PyTorch's from -100 to 100") {
   const Doubles points = golden()["x"].get<Doubles>();
   const Tensor x = Tensor::from({std::int64_t(points.size())}, points, DType::f64);
   const Tensor ones = Tensor::full(x.shape(), 1, DType::f64);
@@ -57,7 +59,8 @@ TEST_CASE("gelu, silu, sigmoid and softplus and their derivatives equal PyTorch'
   }
 }
 
-TEST_CASE("logsumexp, softmax and log_softmax and their pullbacks equal PyTorch's over the last axis") {
+TEST_CASE(
+    "logsumexp, softmax and log_softmax and their pullbacks equal PyTorch's over the last axis") {
   const Tensor x = f64({4, 5}, golden()["matrix"]);
   double largest = 1;
   for (const double v : x.to_vector()) {

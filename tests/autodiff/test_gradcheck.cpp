@@ -43,7 +43,8 @@ const OpDef& flat_exp() {
 
 TEST_CASE("gradcheck passes a right gradient and reports what it compared") {
   const auto f = [](std::span<const Var> x) { return tanh(x[0]) * x[1]; };
-  const GradcheckReport report = gradcheck(f, {f64({2, 2}, {0.1, 0.2, 0.3, 0.4}), f64({2}, {1, -1})});
+  const GradcheckReport report =
+      gradcheck(f, {f64({2, 2}, {0.1, 0.2, 0.3, 0.4}), f64({2}, {1, -1})});
   CHECK(report.passed);
   CHECK(report.inputs[0].checked == 4);
   CHECK(report.inputs[1].checked == 2);
@@ -57,7 +58,8 @@ TEST_CASE("gradcheck finds a wrong gradient and says where") {
   const GradcheckReport report = gradcheck(f, {f64({3}, {0.25, -3, 0.5})});
   CHECK(!report.passed);
   CHECK(report.inputs[0].worst == 1);
-  CHECK(report.inputs[0].from_differences == doctest::Approx(2 * report.inputs[0].from_tape).epsilon(1e-10));
+  CHECK(report.inputs[0].from_differences ==
+        doctest::Approx(2 * report.inputs[0].from_tape).epsilon(1e-10));
   CHECK(report.text.find("input 0 f64 [3]: WRONG - largest error 5.0e-01 at element 1") == 0);
 }
 
@@ -93,7 +95,9 @@ TEST_CASE("a strongly curved smooth function is not mistaken for a kink") {
 
 TEST_CASE("a NaN gradient never passes") {
   // where has no gradient for the branch not taken, but log's pullback divides 0 by 0 there.
-  const auto f = [](std::span<const Var> v) { return where(greater(v[0], -1), v[0], log(0 * v[0])); };
+  const auto f = [](std::span<const Var> v) {
+    return where(greater(v[0], -1), v[0], log(0 * v[0]));
+  };
   CHECK(!gradcheck(f, {f64({1}, {0.5})}).passed);
 }
 
@@ -103,13 +107,15 @@ TEST_CASE("gradcheck holds integers and masks fixed and needs f64") {
   const GradcheckReport report = gradcheck(f, {x, index});
   CHECK(report.passed);
   CHECK(report.text.find("input 1 i64 [2]: held fixed\n") != std::string::npos);
-  CHECK_THROWS_WITH_AS(gradcheck(f, {x.to(DType::f32), index}),
-                       "gradcheck: input 0 is f32; differences need f64. Fix: pass to(DType::f64), and compare "
-                       "narrower gradients with the f64 one.",
-                       DTypeError);
-  CHECK_THROWS_WITH_AS(gradcheck([](std::span<const Var> v) { return cast(v[0], DType::f32); }, {x}),
-                       "gradcheck: the function returned f32, need f64. Fix: compute in the dtype of the inputs.",
-                       DTypeError);
+  CHECK_THROWS_WITH_AS(
+      gradcheck(f, {x.to(DType::f32), index}),
+      "gradcheck: input 0 is f32; differences need f64. Fix: pass to(DType::f64), and compare "
+      "narrower gradients with the f64 one.",
+      DTypeError);
+  CHECK_THROWS_WITH_AS(
+      gradcheck([](std::span<const Var> v) { return cast(v[0], DType::f32); }, {x}),
+      "gradcheck: the function returned f32, need f64. Fix: compute in the dtype of the inputs.",
+      DTypeError);
 }
 
 }  // namespace

@@ -23,14 +23,16 @@ Tensor f64(const Shape& shape, std::initializer_list<double> values) {
 std::vector<Doubles> gradients(const TapeFunction& f, std::initializer_list<Tensor> inputs) {
   const TapeFunction total = [&](std::span<const Var> x) { return sum(f(x)); };
   std::vector<Doubles> result;
-  for (const Tensor& g : vjp(total, inputs, Tensor::scalar(1, inputs.begin()[inputs.size() - 1].dtype())).cotangents) {
+  for (const Tensor& g :
+       vjp(total, inputs, Tensor::scalar(1, inputs.begin()[inputs.size() - 1].dtype()))
+           .cotangents) {
     result.push_back(g.to_vector());
   }
   return result;
 }
 
-TEST_CASE_TEMPLATE("relu'(0) = abs'(0) = 0, and their second derivatives are zero", T, double, float, Float16,
-                   BFloat16, Float8E5M2, Float8E4M3) {
+TEST_CASE_TEMPLATE("relu'(0) = abs'(0) = 0, and their second derivatives are zero", T, double,
+                   float, Float16, BFloat16, Float8E5M2, Float8E4M3) {
   const Tensor x = Tensor::from({4}, {-1, 0, -0.0, 2}, dtype_of<T>);
   CHECK(gradients([](auto v) { return relu(v[0]); }, {x})[0] == Doubles{0, 0, 0, 1});
   CHECK(gradients([](auto v) { return abs(v[0]); }, {x})[0] == Doubles{-1, 0, 0, 1});
@@ -42,10 +44,13 @@ TEST_CASE_TEMPLATE("relu'(0) = abs'(0) = 0, and their second derivatives are zer
 
 TEST_CASE("ties of max and min share the gradient equally") {
   const Tensor a = f64({3}, {1, 2, 3}), b = f64({3}, {3, 2, 1});
-  CHECK(gradients([](auto v) { return max(v[0], v[1]); }, {a, b}) == std::vector<Doubles>{{0, 0.5, 1}, {1, 0.5, 0}});
-  CHECK(gradients([](auto v) { return min(v[0], v[1]); }, {a, b}) == std::vector<Doubles>{{1, 0.5, 0}, {0, 0.5, 1}});
+  CHECK(gradients([](auto v) { return max(v[0], v[1]); }, {a, b}) ==
+        std::vector<Doubles>{{0, 0.5, 1}, {1, 0.5, 0}});
+  CHECK(gradients([](auto v) { return min(v[0], v[1]); }, {a, b}) ==
+        std::vector<Doubles>{{1, 0.5, 0}, {0, 0.5, 1}});
   CHECK(gradients([](auto v) { return max(v[0], v[0]); }, {a})[0] == Doubles{1, 1, 1});
-  CHECK(gradients([](auto v) { return max(v[0], v[1]); }, {f64({}, {infinity}), f64({}, {infinity})}) ==
+  CHECK(gradients([](auto v) { return max(v[0], v[1]); },
+                  {f64({}, {infinity}), f64({}, {infinity})}) ==
         std::vector<Doubles>{{0.5}, {0.5}});
 }
 
@@ -53,9 +58,10 @@ TEST_CASE("ties of reduce_max and reduce_min share the gradient equally, by row"
   const Tensor x = f64({2, 4}, {5, 1, 5, 1, 2, 7, 7, 7});
   CHECK(gradients([](auto v) { return reduce_max(v[0], {1}); }, {x})[0] ==
         Doubles{0.5, 0, 0.5, 0, 0, 1.0 / 3, 1.0 / 3, 1.0 / 3});
-  CHECK(gradients([](auto v) { return reduce_min(v[0], {1}); }, {x})[0] == Doubles{0, 0.5, 0, 0.5, 1, 0, 0, 0});
-  CHECK(gradients([](auto v) { return reduce_max(v[0]); }, {f64({3}, {-infinity, infinity, 0})})[0] ==
-        Doubles{0, 1, 0});
+  CHECK(gradients([](auto v) { return reduce_min(v[0], {1}); }, {x})[0] ==
+        Doubles{0, 0.5, 0, 0.5, 1, 0, 0, 0});
+  CHECK(gradients([](auto v) { return reduce_max(v[0]); },
+                  {f64({3}, {-infinity, infinity, 0})})[0] == Doubles{0, 1, 0});
 }
 
 TEST_CASE("reduce_max in f16 counts 70000 ties, more than f16 can count") {
@@ -69,14 +75,18 @@ TEST_CASE("reduce_max in f16 counts 70000 ties, more than f16 can count") {
 TEST_CASE("clamp passes the gradient to whatever it selects; at a bound to x") {
   const Tensor x = f64({5}, {-2, -1, 0, 1, 2});
   const auto f = [](std::span<const Var> v) { return clamp(v[0], v[1], v[2]); };
-  CHECK(gradients(f, {x, f64({}, {-1}), f64({}, {1})}) == std::vector<Doubles>{{0, 1, 1, 1, 0}, {1}, {1}});
+  CHECK(gradients(f, {x, f64({}, {-1}), f64({}, {1})}) ==
+        std::vector<Doubles>{{0, 1, 1, 1, 0}, {1}, {1}});
   // Bounds that cross: min(max(x, low), high) is high.
-  CHECK(gradients(f, {x, f64({}, {3}), f64({}, {1})}) == std::vector<Doubles>{{0, 0, 0, 0, 0}, {0}, {5}});
+  CHECK(gradients(f, {x, f64({}, {3}), f64({}, {1})}) ==
+        std::vector<Doubles>{{0, 0, 0, 0, 0}, {0}, {5}});
   Tape tape;
   CHECK(clamp(tape.leaf(x), 3, 1).value().to_vector() == Doubles{1, 1, 1, 1, 1});
 }
 
-TEST_CASE("where, relu, clamp, max and min select: what is not taken gets exactly 0, also when it is inf or NaN") {
+TEST_CASE(
+    "where, relu, clamp, max and min select: what is not taken gets exactly 0, also when it is inf "
+    "or NaN") {
   for (const double bad : {infinity, -infinity, nan}) {
     CAPTURE(bad);
     // Squared, so that the second derivative is not trivially zero.
@@ -110,14 +120,18 @@ TEST_CASE("an infinite or NaN cotangent does not reach what was not taken") {
   for (const double bad : {infinity, nan}) {
     CAPTURE(bad);
     const Tensor y_bar = f64({}, {bad}), x = f64({}, {-2});
-    const auto x_bar = [&](const TapeFunction& f) { return vjp(f, {x}, y_bar).cotangents[0].item(); };
+    const auto x_bar = [&](const TapeFunction& f) {
+      return vjp(f, {x}, y_bar).cotangents[0].item();
+    };
     CHECK(x_bar([](auto v) { return relu(v[0]); }) == 0);
     CHECK(x_bar([](auto v) { return clamp(v[0], 0, 1); }) == 0);
     CHECK(x_bar([](auto v) { return max(v[0], 0); }) == 0);
     CHECK(x_bar([](auto v) { return min(v[0], -3); }) == 0);
     CHECK(x_bar([](auto v) { return where(v[0] > 0, v[0], 1); }) == 0);
     const Tensor pair = f64({2}, {-2, 5});
-    CHECK(vjp([](auto v) { return reduce_max(v[0]); }, {pair}, y_bar).cotangents[0].to_vector()[0] == 0);
+    CHECK(
+        vjp([](auto v) { return reduce_max(v[0]); }, {pair}, y_bar).cotangents[0].to_vector()[0] ==
+        0);
   }
 }
 
@@ -148,13 +162,15 @@ TEST_CASE("a NaN operand gives a NaN value, for every elementwise op and operand
   }
 }
 
-TEST_CASE("a NaN operand gives a NaN gradient and a NaN second derivative, unless these are constant") {
+TEST_CASE(
+    "a NaN operand gives a NaN gradient and a NaN second derivative, unless these are constant") {
   for (int op = 0; op < scalar_op_count; ++op) {
     const OpDef& def = ops::elementwise(op);
     if (def.no_gradient == 0b11 || def.name == "where") {
       continue;
     }
-    const bool linear = def.name == "neg" || def.name == "add" || def.name == "sub" || def.name == "mul";
+    const bool linear =
+        def.name == "neg" || def.name == "add" || def.name == "sub" || def.name == "mul";
     CAPTURE(def.name);
     for (int k = 0; k < def.arity; ++k) {
       CAPTURE(k);
@@ -177,7 +193,8 @@ TEST_CASE("a NaN operand gives a NaN gradient and a NaN second derivative, unles
 TEST_CASE("comparisons with NaN are false, except not_equal") {
   Tape tape;
   const Var x = tape.leaf(f64({}, {nan}));
-  for (const Var& y : {less(x, 1), less_equal(x, x), greater(x, 1), greater_equal(x, x), equal(x, x)}) {
+  for (const Var& y :
+       {less(x, 1), less_equal(x, x), greater(x, 1), greater_equal(x, x), equal(x, x)}) {
     CHECK(y.value().item() == 0);
   }
   CHECK(not_equal(x, x).value().item() == 1);
@@ -193,7 +210,8 @@ TEST_CASE("reductions propagate NaN in values and gradients, within its row only
       CHECK(std::isnan(g[std::size_t(i)]) == (i < 3));
     }
   }
-  for (const Reduce op : {Reduce(sum), Reduce(mean), Reduce(reduce_max), Reduce(reduce_min), Reduce(logsumexp)}) {
+  for (const Reduce op :
+       {Reduce(sum), Reduce(mean), Reduce(reduce_max), Reduce(reduce_min), Reduce(logsumexp)}) {
     Tape tape;
     const Doubles y = op(tape.leaf(x), {1}, KeepAxes::no).value().to_vector();
     CHECK(std::isnan(y[0]));
@@ -223,16 +241,19 @@ TEST_CASE("logsumexp and softmax stay finite for large inputs and treat -inf as 
 
 TEST_CASE("pow at zero and with exponents 0, 1 and 2 has the derivatives of the polynomial") {
   const auto f = [](std::span<const Var> v) { return sum(pow(v[0], f64({4}, {0, 1, 2, 3}))); };
-  const HessianVector h = hessian_vector_product(f, {f64({4}, {0, 0, 0, 0})}, {f64({4}, {1, 1, 1, 1})});
+  const HessianVector h =
+      hessian_vector_product(f, {f64({4}, {0, 0, 0, 0})}, {f64({4}, {1, 1, 1, 1})});
   CHECK(h.value.item() == 1);
   CHECK(h.gradient[0].to_vector() == Doubles{0, 1, 0, 0});
   CHECK(h.product[0].to_vector() == Doubles{0, 0, 2, 0});
-  const HessianVector at = hessian_vector_product(f, {f64({4}, {-2, -2, -2, -2})}, {f64({4}, {1, 1, 1, 1})});
+  const HessianVector at =
+      hessian_vector_product(f, {f64({4}, {-2, -2, -2, -2})}, {f64({4}, {1, 1, 1, 1})});
   CHECK(at.gradient[0].to_vector() == Doubles{0, 1, -4, 12});
   CHECK(at.product[0].to_vector() == Doubles{0, 0, 2, -12});
   // d2/da db a^b = a^(b-1) (1 + b log a) is 1/a at b = 0.
   const auto g = [](std::span<const Var> v) { return pow(v[0], v[1]); };
-  const HessianVector mixed = hessian_vector_product(g, {f64({}, {4}), f64({}, {0})}, {f64({}, {0}), f64({}, {1})});
+  const HessianVector mixed =
+      hessian_vector_product(g, {f64({}, {4}), f64({}, {0})}, {f64({}, {0}), f64({}, {1})});
   CHECK(mixed.product[0].item() == 0.25);
 }
 

@@ -14,7 +14,8 @@ namespace {
 
 using test::OpCase;
 
-constexpr DType floating_dtypes[] = {DType::f64, DType::f32, DType::f16, DType::bf16, DType::e5m2, DType::e4m3};
+constexpr DType floating_dtypes[] = {DType::f64,  DType::f32,  DType::f16,
+                                     DType::bf16, DType::e5m2, DType::e4m3};
 constexpr DType narrow_dtypes[] = {DType::f16, DType::bf16, DType::e5m2, DType::e4m3};
 
 template <class Body>
@@ -82,7 +83,9 @@ TEST_CASE("every op gives the value of an independent formula, in f64 and f32, o
   });
 }
 
-TEST_CASE("in f16, bf16, e5m2 and e4m3 every op is its f32 result on the widened operands, rounded once") {
+TEST_CASE(
+    "in f16, bf16, e5m2 and e4m3 every op is its f32 result on the widened operands, rounded "
+    "once") {
   for_each_case([](const OpDef&, const OpCase& c) {
     for (const DType dtype : narrow_dtypes) {
       CAPTURE(name(dtype));
@@ -111,7 +114,8 @@ TEST_CASE("every derivative in f64 agrees with 4-point differences, on every sha
   CHECK(checked > 2000);
 }
 
-TEST_CASE("every second derivative in f64 agrees with differences of the gradient, on every shape") {
+TEST_CASE(
+    "every second derivative in f64 agrees with differences of the gradient, on every shape") {
   for_each_case([](const OpDef& op, const OpCase& c) {
     if (!test::has_gradient(op)) {
       return;
@@ -151,10 +155,11 @@ bool has_curvature(const OpCase& c) {
   return false;
 }
 
-TEST_CASE("ops that are linear or piecewise linear have exactly zero curvature, the others do not") {
-  const std::vector<std::string_view> curved{"square", "exp",      "expm1", "log",  "log1p", "sqrt", "sin",
-                                             "cos",    "tanh",     "sigmoid", "softplus", "erf", "gelu", "silu",
-                                             "mul",    "div",      "pow",   "logsumexp", "matmul"};
+TEST_CASE(
+    "ops that are linear or piecewise linear have exactly zero curvature, the others do not") {
+  const std::vector<std::string_view> curved{
+      "square",   "exp", "expm1", "log",  "log1p", "sqrt", "sin", "cos",       "tanh",  "sigmoid",
+      "softplus", "erf", "gelu",  "silu", "mul",   "div",  "pow", "logsumexp", "matmul"};
   for (const OpDef* op : all_ops()) {
     if (!test::has_gradient(*op)) {
       continue;
@@ -206,7 +211,8 @@ TEST_CASE("stop_gradient, comparisons and argmax have no gradient, and say so by
   const auto stopped = [](std::span<const Var> v) {
     return v[0].tape().record(ops::stop_gradient(), v);
   };
-  CHECK(vjp(stopped, {x}, Tensor::full({2}, 1, DType::f64)).cotangents[0].to_vector() == std::vector<double>{0, 0});
+  CHECK(vjp(stopped, {x}, Tensor::full({2}, 1, DType::f64)).cotangents[0].to_vector() ==
+        std::vector<double>{0, 0});
 }
 
 }  // namespace

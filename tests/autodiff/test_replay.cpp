@@ -17,7 +17,9 @@ Tensor f64(const Shape& shape, std::initializer_list<double> values) {
   return Tensor::from(shape, values, DType::f64);
 }
 
-std::shared_ptr<const Program> shared(const Tape& tape) { return std::make_shared<const Program>(tape.program()); }
+std::shared_ptr<const Program> shared(const Tape& tape) {
+  return std::make_shared<const Program>(tape.program());
+}
 
 TEST_CASE("a recorded program runs again with new inputs") {
   Tape tape;
@@ -79,7 +81,8 @@ TEST_CASE("a value copied out of a replay keeps its numbers when the replay goes
   CHECK(replay.value(y.id()).item() == 20);
 }
 
-TEST_CASE("a captured tensor that changes after recording is an error at replay, never a stale value") {
+TEST_CASE(
+    "a captured tensor that changes after recording is an error at replay, never a stale value") {
   Tensor captured = f64({2}, {1, 2});
   Tape tape;
   const Var x = tape.leaf(f64({2}, {1, 1}), "x");
@@ -89,10 +92,11 @@ TEST_CASE("a captured tensor that changes after recording is an error at replay,
   replay.run();
   CHECK(replay.value(y.id()).item() == 3);
   captured.write<double>()[0] = 100;
-  CHECK_THROWS_WITH_AS(replay.run(),
-                       "replay: a captured tensor f64 [2] has been changed since the tape recorded it. Fix: record "
-                       "again, or pass it as a parameter or as part of the state.",
-                       ValueError);
+  CHECK_THROWS_WITH_AS(
+      replay.run(),
+      "replay: a captured tensor f64 [2] has been changed since the tape recorded it. Fix: record "
+      "again, or pass it as a parameter or as part of the state.",
+      ValueError);
   // Writing to a copy is no change of the captured variable.
   Tensor other = f64({2}, {5, 6});
   Tape second;
@@ -110,13 +114,16 @@ TEST_CASE("inputs of another type, or never set, are errors with text") {
   const Var x = tape.leaf(f64({2}, {1, 2}), "x");
   tanh(x);
   Replay replay(shared(tape));
-  CHECK_THROWS_WITH_AS(replay.run(), "replay: input 'x' has no value. Fix: set() every input before the first run.",
-                       ValueError);
-  CHECK_THROWS_WITH_AS(replay.set(x.id(), f64({3}, {1, 2, 3})),
-                       "replay: input 'x' has shape [3], recorded as [2]. Fix: record again for the new shape.",
-                       ShapeError);
-  CHECK_THROWS_WITH_AS(replay.set(x.id(), Tensor::zeros({2}, DType::f16)),
-                       "replay: input 'x' is f16, recorded as f64. Fix: cast it with to(DType::f64).", DTypeError);
+  CHECK_THROWS_WITH_AS(
+      replay.run(), "replay: input 'x' has no value. Fix: set() every input before the first run.",
+      ValueError);
+  CHECK_THROWS_WITH_AS(
+      replay.set(x.id(), f64({3}, {1, 2, 3})),
+      "replay: input 'x' has shape [3], recorded as [2]. Fix: record again for the new shape.",
+      ShapeError);
+  CHECK_THROWS_WITH_AS(
+      replay.set(x.id(), Tensor::zeros({2}, DType::f16)),
+      "replay: input 'x' is f16, recorded as f64. Fix: cast it with to(DType::f64).", DTypeError);
 }
 
 TEST_CASE("the first instruction with a non-finite result is named") {

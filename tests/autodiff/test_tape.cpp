@@ -29,7 +29,8 @@ TEST_CASE("values are there as soon as an op is recorded") {
 
 TEST_CASE("micrograd's scalar expression gives its value and derivatives (R21)") {
   Tape tape;
-  const Var a = tape.leaf(Tensor::scalar(-4, DType::f64)), b = tape.leaf(Tensor::scalar(2, DType::f64));
+  const Var a = tape.leaf(Tensor::scalar(-4, DType::f64)),
+            b = tape.leaf(Tensor::scalar(2, DType::f64));
   Var c = a + b;
   Var d = a * b + b * b * b;
   c = c + c + 1;
@@ -102,15 +103,18 @@ TEST_CASE("a parameter used twice is one leaf and gets the sum of both gradients
   CHECK(tape.parameters().size() == 1);
   const Parameter other("other", f64({}, {1}));
   CHECK(g.find(other) == nullptr);
-  CHECK_THROWS_WITH_AS(g[other], "gradients: the tape did not use parameter 'other'. Fix: use it in the recorded loss.",
-                       ValueError);
+  CHECK_THROWS_WITH_AS(
+      g[other],
+      "gradients: the tape did not use parameter 'other'. Fix: use it in the recorded loss.",
+      ValueError);
 }
 
 TEST_CASE("backward takes seeds for outputs of any shape, and rounds them to the output's dtype") {
   Tape tape;
   const Var x = tape.leaf(f64({2}, {1, 2}));
   const Var outputs[] = {x * x, 3 * x, x * x};
-  const Tensor seeds[] = {f64({2}, {1, 10}), f64({2}, {100, 1000}).to(DType::f32), f64({2}, {1, 1})};
+  const Tensor seeds[] = {f64({2}, {1, 10}), f64({2}, {100, 1000}).to(DType::f32),
+                          f64({2}, {1, 1})};
   CHECK(tape.backward(outputs, seeds)[x].to_vector() == Doubles{304, 3044});
 }
 
@@ -131,7 +135,9 @@ TEST_CASE("backward frees cotangents as it goes: its peak does not grow with the
   CHECK(extra_bytes(50) == extra_bytes(5));
 }
 
-TEST_CASE("the gradient of a parameter cast to f16 is summed over the batch in f32 and never rounded to f16") {
+TEST_CASE(
+    "the gradient of a parameter cast to f16 is summed over the batch in f32 and never rounded to "
+    "f16") {
   Tape tape;
   const Parameter bias("bias", Tensor::zeros({1}, DType::f32));
   const Var x = tape.leaf(Tensor::zeros({4097, 1}, DType::f16));
@@ -153,7 +159,8 @@ TEST_CASE("a narrowing cast hands its gradient back in the wider dtype") {
   CHECK(g[x].to_vector() == Doubles{3, 3, 3});
   CHECK(cast(x, DType::i64).value().to_vector() == Doubles{0, 1, 2});
   // Through an integer nothing is differentiable.
-  CHECK(tape.backward(sum(cast(cast(x, DType::i64), DType::f64)))[x].to_vector() == Doubles{0, 0, 0});
+  CHECK(tape.backward(sum(cast(cast(x, DType::i64), DType::f64)))[x].to_vector() ==
+        Doubles{0, 0, 0});
 }
 
 TEST_CASE("gradient() gives values on the tape: the second derivative of x^3 is 6 x") {
@@ -166,7 +173,9 @@ TEST_CASE("gradient() gives values on the tape: the second derivative of x^3 is 
   CHECK(tape.backward(sum(first))[x].to_vector() == Doubles{12, -6});
 }
 
-TEST_CASE("gradient() is with respect to any value, intermediate ones too, and zero where nothing leads") {
+TEST_CASE(
+    "gradient() is with respect to any value, intermediate ones too, and zero where nothing "
+    "leads") {
   Tape tape;
   const Var x = tape.leaf(f64({}, {3}));
   const Var y = x * x, z = exp(x);
@@ -193,9 +202,10 @@ TEST_CASE("a third derivative is an error that leaves the tape as it was") {
   const std::string before = tape.text();
   const std::size_t values = tape.program().values.size();
   const Var seed = tape.constant(1, DType::f64);
-  CHECK_THROWS_WITH_AS(tape.gradient({&second, 1}, {&seed, 1}, {&x, 1}),
-                       "tanh_pullback_d1: third derivatives are not recorded. Fix: differentiate at most twice.",
-                       ValueError);
+  CHECK_THROWS_WITH_AS(
+      tape.gradient({&second, 1}, {&seed, 1}, {&x, 1}),
+      "tanh_pullback_d1: third derivatives are not recorded. Fix: differentiate at most twice.",
+      ValueError);
   CHECK(tape.program().values.size() == values + 1);  // the seed
   const Var after = tape.leaf(f64({}, {7}));
   CHECK((after * x).value().item() == 3.5);
@@ -217,7 +227,8 @@ TEST_CASE("values of two tapes do not mix, in ops, backward, gradient and Gradie
   Tape tape, other;
   const Var x = tape.leaf(f64({}, {1})), foreign = other.leaf(f64({}, {2}));
   const char* const text =
-      "mul: operands live on two tapes (a Var captured by the vector field?). Fix: make it a parameter via tape.leaf, "
+      "mul: operands live on two tapes (a Var captured by the vector field?). Fix: make it a "
+      "parameter via tape.leaf, "
       "or part of the state.";
   CHECK_THROWS_WITH_AS(x * foreign, text, ValueError);
   CHECK_THROWS_AS(tape.backward(foreign), ValueError);
@@ -225,9 +236,10 @@ TEST_CASE("values of two tapes do not mix, in ops, backward, gradient and Gradie
   CHECK_THROWS_AS(tape.gradient(x, {&foreign, 1}), ValueError);
   const Gradients g = tape.backward(x * 2);
   CHECK(g[x].item() == 2);
-  CHECK_THROWS_WITH_AS(
-      g[foreign], "gradients: %0 is not a leaf of this tape. Fix: ask for a value made with tape.leaf or tape.parameter.",
-      ValueError);
+  CHECK_THROWS_WITH_AS(g[foreign],
+                       "gradients: %0 is not a leaf of this tape. Fix: ask for a value made with "
+                       "tape.leaf or tape.parameter.",
+                       ValueError);
   const Var y = x * 3;
   CHECK_THROWS_AS(g[y], ValueError);
 }
@@ -239,13 +251,14 @@ TEST_CASE("a cleared tape makes its old values stale and can be used again") {
   const Gradients g = tape.backward(y);
   tape.clear();
   CHECK_THROWS_WITH_AS(tape.backward(y),
-                       "backward: this Tape was cleared after recording %2. Fix: call backward before clear, or record "
+                       "backward: this Tape was cleared after recording %2. Fix: call backward "
+                       "before clear, or record "
                        "again.",
                        ValueError);
   CHECK_THROWS_AS(y.value(), ValueError);
   const Var fresh = tape.leaf(f64({}, {5}));
   CHECK_THROWS_AS(fresh * x, ValueError);
-  CHECK(g[x].item() == 2);               // gradients outlive the recording,
+  CHECK(g[x].item() == 2);                // gradients outlive the recording,
   CHECK_THROWS_AS(g[fresh], ValueError);  // and are not those of the next one
   CHECK(tape.backward(fresh * fresh)[fresh].item() == 10);
 }
@@ -254,33 +267,46 @@ TEST_CASE("backward and gradient refuse what has no default seed or no derivativ
   Tape tape;
   const Var x = tape.leaf(f64({2, 3}, {1, 2, 3, 4, 5, 6}));
   CHECK_THROWS_WITH_AS(tape.backward(x),
-                       "backward: output has shape [2, 3]; only a scalar has a default seed. Fix: sum or mean it, or "
+                       "backward: output has shape [2, 3]; only a scalar has a default seed. Fix: "
+                       "sum or mean it, or "
                        "pass a seed of that shape.",
                        ShapeError);
   CHECK_THROWS_WITH_AS(tape.gradient(x, {&x, 1}),
-                       "gradient: output has shape [2, 3]; only a scalar has a default seed. Fix: sum or mean it, or "
+                       "gradient: output has shape [2, 3]; only a scalar has a default seed. Fix: "
+                       "sum or mean it, or "
                        "pass a seed of that shape.",
                        ShapeError);
   const Tensor seed = f64({2}, {1, 2});
-  CHECK_THROWS_WITH_AS(tape.backward({&x, 1}, {&seed, 1}),
-                       "backward: seed 0 has shape [2], its output [2, 3]. Fix: pass a seed of that shape.", ShapeError);
-  CHECK_THROWS_WITH_AS(tape.backward({&x, 1}, {}), "backward: 1 outputs and 0 seeds. Fix: pass one seed per output.",
+  CHECK_THROWS_WITH_AS(
+      tape.backward({&x, 1}, {&seed, 1}),
+      "backward: seed 0 has shape [2], its output [2, 3]. Fix: pass a seed of that shape.",
+      ShapeError);
+  CHECK_THROWS_WITH_AS(tape.backward({&x, 1}, {}),
+                       "backward: 1 outputs and 0 seeds. Fix: pass one seed per output.",
                        ValueError);
   CHECK_THROWS_WITH_AS(
-      tape.backward(sum(argmax(x, 0))), "sum: operand is i64, need a floating dtype. Fix: cast(x, DType::f32) first.",
-      DTypeError);
+      tape.backward(sum(argmax(x, 0))),
+      "sum: operand is i64, need a floating dtype. Fix: cast(x, DType::f32) first.", DTypeError);
   const Var index = slice(argmax(x, 0), 0, 0, 1);
   CHECK_THROWS_WITH_AS(tape.backward(index),
-                       "differentiate: an output is i64 [1]; only floating values have a gradient. Fix: cast it first.",
+                       "differentiate: an output is i64 [1]; only floating values have a gradient. "
+                       "Fix: cast it first.",
                        DTypeError);
-  CHECK_THROWS_WITH_AS(Var().value(), "var: this Var is empty. Fix: use one returned by a tape or an op.", ValueError);
-  CHECK_THROWS_WITH_AS(tape.leaf(Tensor(), "y"),
-                       "leaf: tensor 'y' is undefined. Fix: make it with Tensor::empty, full or from.", ValueError);
-  CHECK_THROWS_WITH_AS(tape.constant(Tensor(), "c"),
-                       "constant: tensor 'c' is undefined. Fix: make it with Tensor::empty, full or from.", ValueError);
+  CHECK_THROWS_WITH_AS(Var().value(),
+                       "var: this Var is empty. Fix: use one returned by a tape or an op.",
+                       ValueError);
+  CHECK_THROWS_WITH_AS(
+      tape.leaf(Tensor(), "y"),
+      "leaf: tensor 'y' is undefined. Fix: make it with Tensor::empty, full or from.", ValueError);
+  CHECK_THROWS_WITH_AS(
+      tape.constant(Tensor(), "c"),
+      "constant: tensor 'c' is undefined. Fix: make it with Tensor::empty, full or from.",
+      ValueError);
 }
 
-TEST_CASE("a leaf keeps its value when the user's tensor is written afterwards, and the user's when it is used") {
+TEST_CASE(
+    "a leaf keeps its value when the user's tensor is written afterwards, and the user's when it "
+    "is used") {
   Tensor mine = f64({2}, {1, 2});
   Tape tape;
   const Var x = tape.leaf(mine);
@@ -296,9 +322,11 @@ TEST_CASE("a parameter takes new values of the same type only") {
   p.set_value(f64({2}, {3, 4}));
   CHECK(p.value().to_vector() == Doubles{3, 4});
   CHECK_THROWS_WITH_AS(p.set_value(f64({1}, {3})),
-                       "parameter: w is [2], the new value [1]. Fix: pass a tensor of that shape.", ShapeError);
+                       "parameter: w is [2], the new value [1]. Fix: pass a tensor of that shape.",
+                       ShapeError);
   CHECK_THROWS_WITH_AS(p.set_value(Tensor::zeros({2}, DType::f32)),
-                       "parameter: w is f64, the new value f32. Fix: cast it with to(DType::f64).", DTypeError);
+                       "parameter: w is f64, the new value f32. Fix: cast it with to(DType::f64).",
+                       DTypeError);
   CHECK(p.value().to_vector() == Doubles{3, 4});
 }
 
@@ -307,12 +335,14 @@ TEST_CASE("a tape that records shapes only has no values and no backward") {
   const Var x = tape.leaf(Type{DType::f32, {2, 3}}, "x", Role::input);
   const Var y = sum(tanh(x));
   CHECK(y.shape() == Shape{});
-  CHECK_THROWS_WITH_AS(y.value(),
-                       "value: %2 has no value yet, a velocity is being recorded for replay. Fix: set retrace = "
-                       "every_call if the velocity branches on values.",
-                       ValueError);
-  CHECK_THROWS_WITH_AS(tape.backward(y),
-                       "backward: this tape records shapes only. Fix: record on a Tape that executes.", ValueError);
+  CHECK_THROWS_WITH_AS(
+      y.value(),
+      "value: %2 has no value yet, a velocity is being recorded for replay. Fix: set retrace = "
+      "every_call if the velocity branches on values.",
+      ValueError);
+  CHECK_THROWS_WITH_AS(
+      tape.backward(y),
+      "backward: this tape records shapes only. Fix: record on a Tape that executes.", ValueError);
 }
 
 TEST_CASE("ten thousand instructions are differentiated without recursion") {

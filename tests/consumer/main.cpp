@@ -8,8 +8,8 @@ using namespace halftape;
 
 int main() {
   Random random(0);
-  OdeOptions options;                                  // rk4; f16 velocity and stored states,
-  options.precision = Precision::mixed(DType::f16);    // f32 sums, parameters and gradients
+  OdeOptions options;                                // rk4; f16 velocity and stored states,
+  options.precision = Precision::mixed(DType::f16);  // f32 sums, parameters and gradients
   NeuralOde ode(TimeMlp({2, 32, 2}, Activation::tanh, random), options);
   Optimiser optimiser(ode.parameters(), Adam{.learning_rate = 1e-2});
   const Tensor start = Tensor::from({1, 2}, {1, 0}, DType::f32);
@@ -22,7 +22,8 @@ int main() {
     optimiser.step(tape.backward(loss));
     last = loss.value().item();
     if (i % 50 == 49) {
-      std::printf("%3d  loss %.5f  scale 2^%d\n", i + 1, last, result.report().ledger[0].max_exponent);
+      std::printf("%3d  loss %.5f  scale 2^%d\n", i + 1, last,
+                  result.report().ledger[0].max_exponent);
     }
   }
   return last < 1e-2 ? 0 : 1;

@@ -38,11 +38,14 @@ struct Product {
   double magnitudes;  // sum of |a b|: what rounding errors scale with
 };
 
-Product naive(const Doubles& a, const Doubles& b, const MatmulSizes& s, std::int64_t e, std::int64_t i, std::int64_t j) {
+Product naive(const Doubles& a, const Doubles& b, const MatmulSizes& s, std::int64_t e,
+              std::int64_t i, std::int64_t j) {
   long double sum = 0, magnitudes = 0;
   for (std::int64_t l = 0; l < s.k; ++l) {
-    const double x = a[std::size_t(e * s.lhs_stride + (lhs_transposed(s.transpose) ? l * s.m + i : i * s.k + l))];
-    const double y = b[std::size_t(e * s.rhs_stride + (rhs_transposed(s.transpose) ? j * s.k + l : l * s.n + j))];
+    const double x = a[std::size_t(e * s.lhs_stride +
+                                   (lhs_transposed(s.transpose) ? l * s.m + i : i * s.k + l))];
+    const double y = b[std::size_t(e * s.rhs_stride +
+                                   (rhs_transposed(s.transpose) ? j * s.k + l : l * s.n + j))];
     sum += static_cast<long double>(x) * y;
     magnitudes += std::fabs(static_cast<long double>(x) * y);
   }
@@ -65,7 +68,9 @@ double matmul_error(const Tensor& c, const Tensor& a, const Tensor& b, const Mat
   return largest;
 }
 
-TEST_CASE("matmul equals plain loops for every transpose, batched, shared or single, over several row blocks") {
+TEST_CASE(
+    "matmul equals plain loops for every transpose, batched, shared or single, over several row "
+    "blocks") {
   const MatmulSizes sizes[] = {{1, 130, 17, 33, 0, 0, {}, {}},
                                {3, 65, 9, 20, 65 * 20, 20 * 9, {}, {}},
                                {3, 5, 4, 6, 0, 6 * 4, {}, {}},
@@ -79,7 +84,8 @@ TEST_CASE("matmul equals plain loops for every transpose, batched, shared or sin
         CAPTURE(int(t));
         const Tensor a = normal({s.lhs_stride == 0 ? 1 : s.batch, s.m * s.k}, dtype, 1);
         const Tensor b = normal({s.rhs_stride == 0 ? 1 : s.batch, s.k * s.n}, dtype, 2);
-        Tensor c = Tensor::full({s.batch, s.m, s.n}, std::numeric_limits<double>::quiet_NaN(), dtype);
+        Tensor c =
+            Tensor::full({s.batch, s.m, s.n}, std::numeric_limits<double>::quiet_NaN(), dtype);
         cpu().matmul(c.write(), a, b, s);
         CHECK(matmul_error(c, a, b, s) <= double(s.k) * facts(dtype).unit_roundoff);
       }
@@ -98,14 +104,15 @@ TEST_CASE("matmul over an empty inner size is zero, and with no rows or columns 
   CHECK(nothing.count() == 0);
 }
 
-TEST_CASE_TEMPLATE("matmul widens f16, bf16, e5m2 and e4m3 exactly and sums in f32", T, Float16, BFloat16, Float8E5M2,
-                   Float8E4M3) {
+TEST_CASE_TEMPLATE("matmul widens f16, bf16, e5m2 and e4m3 exactly and sums in f32", T, Float16,
+                   BFloat16, Float8E5M2, Float8E4M3) {
   const DType dtype = dtype_of<T>;
   // The same bits as f32 operands of the same values, into f32 and rounded once into the dtype.
   for (const Transpose t : {Transpose::none, Transpose::lhs, Transpose::rhs, Transpose::both}) {
     const MatmulSizes s{2, 70, 5, 40, 70 * 40, 40 * 5, t, MatmulMode::ieee};
     const Tensor a = normal({2, 70 * 40}, dtype, 1), b = normal({2, 40 * 5}, dtype, 2);
-    Tensor wide = Tensor::empty({2, 70, 5}, DType::f32), mixed = wide, narrow = Tensor::empty({2, 70, 5}, dtype);
+    Tensor wide = Tensor::empty({2, 70, 5}, DType::f32), mixed = wide,
+           narrow = Tensor::empty({2, 70, 5}, dtype);
     cpu().matmul(wide.write(), a.to(DType::f32), b.to(DType::f32), s);
     cpu().matmul(mixed.write(), a, b, s);
     cpu().matmul(narrow.write(), a, b, s);
@@ -120,7 +127,8 @@ TEST_CASE_TEMPLATE("matmul widens f16, bf16, e5m2 and e4m3 exactly and sums in f
 }
 
 TEST_CASE("matmul in tf32 rounds f32 operands to 11 bits and sums in f32") {
-  const Tensor a = Tensor::from({2}, {1 + 0x1p-10, 1 + 0x1p-12}, DType::f32), ones = Tensor::full({2}, 1, DType::f32);
+  const Tensor a = Tensor::from({2}, {1 + 0x1p-10, 1 + 0x1p-12}, DType::f32),
+               ones = Tensor::full({2}, 1, DType::f32);
   Tensor c = Tensor::empty({}, DType::f32);
   cpu().matmul(c.write(), a, ones, {1, 1, 1, 2, 0, 0, Transpose::none, MatmulMode::tf32});
   CHECK(c.item() == 2 + 0x1p-10);
@@ -176,9 +184,12 @@ TEST_CASE("reductions equal plain loops over every subset of axes, alternating o
     }
     return double(std::log(total));
   };
-  const std::pair<Reduction, Fold> folds[] = {
-      {Reduction::sum, sum_of}, {Reduction::max, maximum}, {Reduction::min, minimum}, {Reduction::logsumexp, logsumexp}};
-  for (const Shape& shape : {Shape{3, 4, 2, 5}, Shape{2, 1, 3, 70}, Shape{150, 3}, Shape{2, 600}, Shape{7}}) {
+  const std::pair<Reduction, Fold> folds[] = {{Reduction::sum, sum_of},
+                                              {Reduction::max, maximum},
+                                              {Reduction::min, minimum},
+                                              {Reduction::logsumexp, logsumexp}};
+  for (const Shape& shape :
+       {Shape{3, 4, 2, 5}, Shape{2, 1, 3, 70}, Shape{150, 3}, Shape{2, 600}, Shape{7}}) {
     for (unsigned axes = 0; axes < 1U << shape.rank(); ++axes) {
       CAPTURE(shape.text());
       CAPTURE(axes);
@@ -192,7 +203,8 @@ TEST_CASE("reductions equal plain loops over every subset of axes, alternating o
           const Doubles got = y.to_vector();
           const double terms = double(shape.count()) / double(want.size());
           // |x| stays below 5: the sum of magnitudes bounds the error.
-          const double bound = kind == Reduction::max || kind == Reduction::min ? 0 : 5 * terms * facts(out).epsilon;
+          const double bound =
+              kind == Reduction::max || kind == Reduction::min ? 0 : 5 * terms * facts(out).epsilon;
           for (std::size_t i = 0; i < want.size(); ++i) {
             CHECK(std::fabs(got[i] - want[i]) <= bound);
           }
@@ -222,7 +234,8 @@ TEST_CASE("sums of a million f32 numbers keep five digits, along rows and column
   // Blocks of 512 (64 in a chain, 3 levels) or 128 rows, then the blocks in order.
   const double u = facts(DType::f32).unit_roundoff;
   CHECK(std::fabs(row.item() / (value * double(n)) - 1) <= (64 + 3 + double(n) / 512) * u);
-  CHECK(std::fabs(column.to_vector()[1] / (value * double(n / 2)) - 1) <= (128 + double(n) / 2 / 128) * u);
+  CHECK(std::fabs(column.to_vector()[1] / (value * double(n / 2)) - 1) <=
+        (128 + double(n) / 2 / 128) * u);
 }
 
 TEST_CASE("argmax gives the first of equal elements") {
@@ -238,8 +251,10 @@ TEST_CASE("map broadcasts across block borders as plain loops do") {
   struct Case {
     Shape whole, a, b;
   };
-  for (const Case& c : {Case{{700, 3}, {700, 3}, {3}}, Case{{3, 700}, {3, 1}, {700}}, Case{{5, 1, 300}, {300}, {5, 1, 1}},
-                        Case{{2, 7, 1, 90}, {7, 1, 90}, {2, 1, 1, 90}}, Case{{1030}, {1}, {1030}}}) {
+  for (const Case& c :
+       {Case{{700, 3}, {700, 3}, {3}}, Case{{3, 700}, {3, 1}, {700}},
+        Case{{5, 1, 300}, {300}, {5, 1, 1}}, Case{{2, 7, 1, 90}, {7, 1, 90}, {2, 1, 1, 90}},
+        Case{{1030}, {1}, {1030}}}) {
     const Tensor a = normal(c.a, DType::f64, 1), b = normal(c.b, DType::f64, 2);
     Tensor y = Tensor::empty(c.whole, DType::f64);
     const MapOperand operands[] = {{a, c.a}, {b, c.b}};
@@ -261,7 +276,8 @@ TEST_CASE("map broadcasts across block borders as plain loops do") {
 }
 
 TEST_CASE("comparisons of i32 are exact beyond 24 bits") {
-  const Tensor a = Tensor::from({2}, {16777217, 5}, DType::i32), b = Tensor::from({2}, {16777216, 5}, DType::i32);
+  const Tensor a = Tensor::from({2}, {16777217, 5}, DType::i32),
+               b = Tensor::from({2}, {16777216, 5}, DType::i32);
   Tensor y = Tensor::empty({2}, DType::boolean);
   const MapOperand operands[] = {{a, {2}}, {b, {2}}};
   cpu().map({scalar_op_index<Greater>(), -1, -1}, y.write(), {2}, operands);
@@ -270,8 +286,10 @@ TEST_CASE("comparisons of i32 are exact beyond 24 bits") {
 
 // --- the rest ---
 
-TEST_CASE("linear_combination sums f16 terms in f32 and rounds once; the destination may be a term") {
-  // 1 + 2^-11 is a tie in f16: adding 2^-11 twice in f16 changes nothing, once in f32 gives 1 + 2^-10.
+TEST_CASE(
+    "linear_combination sums f16 terms in f32 and rounds once; the destination may be a term") {
+  // 1 + 2^-11 is a tie in f16: adding 2^-11 twice in f16 changes nothing, once in f32 gives 1 +
+  // 2^-10.
   Tensor y = Tensor::from({2}, {1, 2}, DType::f16);
   const Tensor k = Tensor::full({2}, 1, DType::f16);
   const Array out = y.write();
@@ -297,14 +315,16 @@ TEST_CASE("statistics count zeros, infinities and NaNs and give the largest fini
   CHECK(s.nans == 1);
   CHECK(s.zeros == 1);
   CHECK(!s.finite());
-  const Statistics largest = cpu().statistics(Tensor::full({1}, std::numeric_limits<double>::max(), DType::f64));
+  const Statistics largest =
+      cpu().statistics(Tensor::full({1}, std::numeric_limits<double>::max(), DType::f64));
   CHECK(largest.finite());
   CHECK(largest.max_abs == std::numeric_limits<double>::max());
   CHECK(cpu().statistics(Tensor()).finite());
 }
 
 TEST_CASE("dot is summed in f64, whatever the dtypes") {
-  const Tensor a = Tensor::full({1 << 16}, double(0.1F), DType::f32), b = Tensor::full({1 << 16}, 3, DType::f16);
+  const Tensor a = Tensor::full({1 << 16}, double(0.1F), DType::f32),
+               b = Tensor::full({1 << 16}, 3, DType::f16);
   CHECK(cpu().dot(a, b) == doctest::Approx(double(0.1F) * 3 * (1 << 16)).epsilon(1e-12));
 }
 
@@ -313,7 +333,8 @@ TEST_CASE("results have the same bits for 1 and 2 threads") {
   const std::int64_t m = 300, n = 257;  // 77100 elements: enough to be shared out
   const auto run = [&](DType dtype) {
     std::vector<Tensor> results;
-    const Tensor x = normal({m, n}, dtype, 1), row = normal({n}, dtype, 2), w = normal({n, 40}, dtype, 3);
+    const Tensor x = normal({m, n}, dtype, 1), row = normal({n}, dtype, 2),
+                 w = normal({n, 40}, dtype, 3);
     const auto fresh = [&](const Shape& shape, DType out) -> Tensor& {
       return results.emplace_back(Tensor::empty(shape, out));
     };
@@ -327,8 +348,10 @@ TEST_CASE("results have the same bits for 1 and 2 threads") {
     }
     cpu().reduce(Reduction::sum, fresh({100 * 3}, dtype).write(), x, {100, 3, n}, 0b100, 1.0);
     cpu().reduce(Reduction::sum, fresh({3}, dtype).write(), x, {100, 3, n}, 0b101, 0.5);
-    cpu().matmul(fresh({m, 40}, dtype).write(), x, w, {1, m, 40, n, 0, 0, Transpose::none, MatmulMode::ieee});
-    cpu().matmul(fresh({n, n}, dtype).write(), x, x, {1, n, n, m, 0, 0, Transpose::lhs, MatmulMode::ieee});
+    cpu().matmul(fresh({m, 40}, dtype).write(), x, w,
+                 {1, m, 40, n, 0, 0, Transpose::none, MatmulMode::ieee});
+    cpu().matmul(fresh({n, n}, dtype).write(), x, x,
+                 {1, n, n, m, 0, 0, Transpose::lhs, MatmulMode::ieee});
     cpu().cast(fresh({m, n}, DType::bf16).write(), x);
     const Term terms[] = {{0.3, x}, {-0.7, results[0]}, {0.1, x}};
     cpu().linear_combination(fresh({m, n}, dtype).write(), terms, arithmetic_dtype(dtype));
@@ -349,8 +372,9 @@ TEST_CASE("results have the same bits for 1 and 2 threads") {
 }
 
 TEST_CASE("a thread count below 1 is an error") {
-  CHECK_THROWS_WITH_AS(set_threads(0),
-                       "set_threads: 0 threads, need at least 1. Fix: pass the number of cores to use.", ValueError);
+  CHECK_THROWS_WITH_AS(
+      set_threads(0),
+      "set_threads: 0 threads, need at least 1. Fix: pass the number of cores to use.", ValueError);
 }
 
 }  // namespace

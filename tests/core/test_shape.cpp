@@ -47,18 +47,22 @@ TEST_CASE("with, without, prepended and tail give the shape they name") {
 
 TEST_CASE("sizes that are negative, too many or overflow 64 bits are errors") {
   CHECK_THROWS_WITH_AS(Shape({2, -1}),
-                       "shape: negative size - axis 1 of [2, -1] is -1, need 0 or more. Fix: check the sizes passed.",
+                       "shape: negative size - axis 1 of [2, -1] is -1, need 0 or more. Fix: check "
+                       "the sizes passed.",
                        ShapeError);
-  CHECK_THROWS_WITH_AS(Shape({1, 1, 1, 1, 1, 1, 1, 1, 1}),
-                       "shape: too many axes - got 9, need at most 8. Fix: merge axes with reshape.", ShapeError);
+  CHECK_THROWS_WITH_AS(
+      Shape({1, 1, 1, 1, 1, 1, 1, 1, 1}),
+      "shape: too many axes - got 9, need at most 8. Fix: merge axes with reshape.", ShapeError);
   CHECK_THROWS_AS((Shape{1, 1, 1, 1, 1, 1, 1, 1}.prepended(2)), ShapeError);
   CHECK_THROWS_WITH_AS(Shape({huge, huge}),
-                       "shape: [1099511627776, 1099511627776] has more elements than 64 bits can count. Fix: check the "
+                       "shape: [1099511627776, 1099511627776] has more elements than 64 bits can "
+                       "count. Fix: check the "
                        "sizes passed.",
                        ShapeError);
   CHECK_THROWS_AS(Shape({huge, 0, huge}), ShapeError);  // strides would overflow
   CHECK_THROWS_AS((Shape{huge, 1}.with(1, huge)), ShapeError);
-  CHECK(Shape{std::numeric_limits<std::int64_t>::max()}.count() == std::numeric_limits<std::int64_t>::max());
+  CHECK(Shape{std::numeric_limits<std::int64_t>::max()}.count() ==
+        std::numeric_limits<std::int64_t>::max());
 }
 
 TEST_CASE("broadcasting follows NumPy") {
@@ -69,7 +73,8 @@ TEST_CASE("broadcasting follows NumPy") {
   CHECK(broadcast("op", {0, 3}, {1, 3}) == Shape{0, 3});
   CHECK(broadcast("op", {1}, {0}) == Shape{0});
   CHECK_THROWS_WITH_AS(broadcast("add", {2, 3}, {2}),
-                       "add: shapes [2, 3] and [2] do not broadcast (3 vs 2 in the last axis). Fix: reshape one of them "
+                       "add: shapes [2, 3] and [2] do not broadcast (3 vs 2 in the last axis). "
+                       "Fix: reshape one of them "
                        "so that each pair of sizes is equal or 1.",
                        ShapeError);
   CHECK_THROWS_AS(broadcast("op", {2}, {0}), ShapeError);
@@ -86,8 +91,10 @@ TEST_CASE("negative axes count from the end") {
   CHECK(normalize_axis("op", -1, 3) == 2);
   CHECK(normalize_axis("op", -3, 3) == 0);
   CHECK(normalize_axis("op", 2, 3) == 2);
-  CHECK_THROWS_WITH_AS(normalize_axis("sum", 3, 3),
-                       "sum: axis 3 does not exist - the operand has 3 axes. Fix: pass an axis in [-3, 2].", ShapeError);
+  CHECK_THROWS_WITH_AS(
+      normalize_axis("sum", 3, 3),
+      "sum: axis 3 does not exist - the operand has 3 axes. Fix: pass an axis in [-3, 2].",
+      ShapeError);
   CHECK_THROWS_AS(normalize_axis("sum", -4, 3), ShapeError);
 }
 

@@ -49,7 +49,7 @@ TEST_CASE("assignment, self-assignment and moves keep a tensor consistent") {
   CHECK(!a.shares_storage());
   Tensor b = std::move(a);
   CHECK(b.to_vector() == Doubles{1, 2});
-  CHECK(!a.defined());      // NOLINT(bugprone-use-after-move): this is the point
+  CHECK(!a.defined());  // NOLINT(bugprone-use-after-move): this is the point
   CHECK(a.count() == 0);
   a = b;
   CHECK(a.data() == b.data());
@@ -93,26 +93,34 @@ TEST_CASE("an undefined tensor has no elements, and reading it is an error") {
   CHECK(!none.to(DType::f16).defined());
   CHECK(!none.clone().defined());
   CHECK(!none.shares_storage());
-  CHECK_THROWS_WITH_AS(none.values<float>(),
-                       "values: the tensor is undefined. Fix: make it with Tensor::empty, full or from.", ValueError);
-  CHECK_THROWS_WITH_AS(none.item(),
-                       "item: the tensor has shape [] with 0 elements, need 1. Fix: reduce it, or use to_vector().",
-                       ShapeError);
+  CHECK_THROWS_WITH_AS(
+      none.values<float>(),
+      "values: the tensor is undefined. Fix: make it with Tensor::empty, full or from.",
+      ValueError);
+  CHECK_THROWS_WITH_AS(
+      none.item(),
+      "item: the tensor has shape [] with 0 elements, need 1. Fix: reduce it, or use to_vector().",
+      ShapeError);
 }
 
 TEST_CASE("reading as another type, another count or another shape is an error with text") {
   Tensor x = Tensor::zeros({2, 3}, DType::f16);
-  CHECK_THROWS_WITH_AS(x.values<float>(), "values: the tensor is f16, asked for f32. Fix: use to(DType::f32) first.",
+  CHECK_THROWS_WITH_AS(x.values<float>(),
+                       "values: the tensor is f16, asked for f32. Fix: use to(DType::f32) first.",
                        DTypeError);
-  CHECK_THROWS_WITH_AS(x.write<double>(), "write: the tensor is f16, asked for f64. Fix: use to(DType::f64) first.",
+  CHECK_THROWS_WITH_AS(x.write<double>(),
+                       "write: the tensor is f16, asked for f64. Fix: use to(DType::f64) first.",
                        DTypeError);
-  CHECK_THROWS_WITH_AS(
-      x.item(), "item: the tensor has shape [2, 3] with 6 elements, need 1. Fix: reduce it, or use to_vector().",
-      ShapeError);
-  CHECK_THROWS_WITH_AS(x.reshaped({4}), "reshape: [2, 3] has 6 elements, [4] needs 4. Fix: keep the number of elements.",
+  CHECK_THROWS_WITH_AS(x.item(),
+                       "item: the tensor has shape [2, 3] with 6 elements, need 1. Fix: reduce it, "
+                       "or use to_vector().",
                        ShapeError);
+  CHECK_THROWS_WITH_AS(
+      x.reshaped({4}),
+      "reshape: [2, 3] has 6 elements, [4] needs 4. Fix: keep the number of elements.", ShapeError);
   CHECK_THROWS_WITH_AS(Tensor::from({2}, {1, 2, 3}, DType::f32),
-                       "tensor: 3 values for shape [2], need 2. Fix: pass one value per element.", ShapeError);
+                       "tensor: 3 values for shape [2], need 2. Fix: pass one value per element.",
+                       ShapeError);
   CHECK(Tensor::full({1, 1}, 4, DType::f32).item() == 4);
 }
 
@@ -148,9 +156,10 @@ TEST_CASE("an allocation above the limit is a MemoryError and leaves the counter
   const std::int64_t live = memory_stats().live_bytes;
   const std::int64_t allocations = memory_stats().allocations;
   const MemoryLimit limit(live + 1000);
-  const std::string text = "allocate: out of memory on cpu - asked for 1001 bytes with " + std::to_string(live) +
-                           " bytes live, limit " + std::to_string(live + 1000) +
-                           ". Fix: use a smaller batch, fewer stored steps or a narrower stored dtype.";
+  const std::string text =
+      "allocate: out of memory on cpu - asked for 1001 bytes with " + std::to_string(live) +
+      " bytes live, limit " + std::to_string(live + 1000) +
+      ". Fix: use a smaller batch, fewer stored steps or a narrower stored dtype.";
   CHECK_THROWS_WITH_AS(Tensor::empty({1001}, DType::u8), text.c_str(), MemoryError);
   CHECK(memory_stats().live_bytes == live);
   CHECK(memory_stats().allocations == allocations);
@@ -171,16 +180,19 @@ TEST_CASE("a write that cannot copy leaves both owners as they were") {
   CHECK(b.to_vector()[0] == 1);
 }
 
-TEST_CASE("sizes whose bytes overflow 64 bits are a ShapeError, sizes no machine has a MemoryError") {
+TEST_CASE(
+    "sizes whose bytes overflow 64 bits are a ShapeError, sizes no machine has a MemoryError") {
   const std::int64_t elements = std::int64_t{1} << 60;
   CHECK_THROWS_WITH_AS(Tensor::empty({elements}, DType::f64),
-                       "tensor: [1152921504606846976] of f64 needs more bytes than 64 bits can count. Fix: check the "
+                       "tensor: [1152921504606846976] of f64 needs more bytes than 64 bits can "
+                       "count. Fix: check the "
                        "sizes passed.",
                        ShapeError);
   const MemoryLimit limit(std::int64_t{1} << 40);
   const std::int64_t live = memory_stats().live_bytes;
   CHECK_THROWS_AS(Tensor::empty({elements}, DType::f32), MemoryError);
-  CHECK_THROWS_AS(Tensor::empty({elements - 1}, DType::f64), MemoryError);  // live + asked overflows
+  CHECK_THROWS_AS(Tensor::empty({elements - 1}, DType::f64),
+                  MemoryError);  // live + asked overflows
   CHECK(memory_stats().live_bytes == live);
 }
 

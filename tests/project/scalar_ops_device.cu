@@ -45,8 +45,7 @@ __device__ T everything_of(const T* x) {
   constexpr auto operands = std::make_integer_sequence<int, Op::arity>();
   const T y = value<Op>(x);
   const Dual<T> dual[3] = {{x[0], T(1)}, {x[1], T(1)}, {x[2], T(1)}};
-  const Dual<T> second =
-      every_pullback<Op>(dual, Dual<T>(y, T(1)), Dual<T>(T(1), T(0)), operands);
+  const Dual<T> second = every_pullback<Op>(dual, Dual<T>(y, T(1)), Dual<T>(T(1), T(0)), operands);
   return y + every_pullback<Op>(x, y, T(1), operands) + second.value + second.tangent;
 }
 

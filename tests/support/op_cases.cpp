@@ -18,7 +18,8 @@ using Values = std::vector<double>;
 // --- elementwise: domain of each operand and the formula ---
 
 // Operands are the points low + (i + offset) * step, i from a fixed shuffle. Offsets keep operands
-// of one op apart by at least a tenth of a step (kinks of max, min, clamp) and away from 0 (abs, relu).
+// of one op apart by at least a tenth of a step (kinks of max, min, clamp) and away from 0 (abs,
+// relu).
 struct Domain {
   double low = -2, high = 2;
 };
@@ -65,7 +66,8 @@ const std::map<std::string_view, Elementwise>& elementwise_table() {
       {"equal", {[](Args x) { return Real(x[0] == x[1]); }, {all}}},
       {"not_equal", {[](Args x) { return Real(x[0] != x[1]); }, {all}}},
       {"where", {[](Args x) { return x[0] != 0 ? x[1] : x[2]; }, {all}}},
-      {"clamp", {[](Args x) { return std::min(std::max(x[0], x[1]), x[2]); }, {all, {-1, 0}, {0.25, 1}}}},
+      {"clamp",
+       {[](Args x) { return std::min(std::max(x[0], x[1]), x[2]); }, {all, {-1, 0}, {0.25, 1}}}},
   };
   return table;
 }
@@ -105,15 +107,17 @@ std::int64_t broadcast_index(std::int64_t i, const Shape& whole, const Shape& sh
 }
 
 const std::vector<std::vector<Shape>>& elementwise_shapes(int arity) {
-  static const std::vector<std::vector<Shape>> unary{{Shape{}},  {{1}},       {{7}},    {{4, 3}},
-                                                     {{2, 1, 3}}, {{0, 3}},    {{3, 0}}};
+  static const std::vector<std::vector<Shape>> unary{{Shape{}},   {{1}},    {{7}},   {{4, 3}},
+                                                     {{2, 1, 3}}, {{0, 3}}, {{3, 0}}};
   static const std::vector<std::vector<Shape>> binary{
-      {{4, 3}, {4, 3}}, {{4, 3}, {3}},      {{3}, {4, 3}},    {{4, 1}, {1, 3}},       {{4, 3}, Shape{}},
-      {Shape{}, {3}},   {Shape{}, Shape{}}, {{1}, {4, 3}},    {{2, 1, 3}, {4, 1}},    {{1, 1}, {1}},
-      {{0, 3}, {3}},    {{0, 1}, {1, 3}},   {{2, 0}, {2, 1}}, {{2, 1, 2}, {1, 3, 1}}, {Shape{}, {0}}};
+      {{4, 3}, {4, 3}},    {{4, 3}, {3}},          {{3}, {4, 3}},      {{4, 1}, {1, 3}},
+      {{4, 3}, Shape{}},   {Shape{}, {3}},         {Shape{}, Shape{}}, {{1}, {4, 3}},
+      {{2, 1, 3}, {4, 1}}, {{1, 1}, {1}},          {{0, 3}, {3}},      {{0, 1}, {1, 3}},
+      {{2, 0}, {2, 1}},    {{2, 1, 2}, {1, 3, 1}}, {Shape{}, {0}}};
   static const std::vector<std::vector<Shape>> ternary{
-      {{4, 3}, {4, 3}, {4, 3}}, {{4, 3}, {3}, {4, 1}},    {Shape{}, {4, 3}, {3}}, {{3}, Shape{}, Shape{}},
-      {{2, 1, 3}, {4, 1}, {1}}, {{0, 3}, {3}, Shape{}}, {{1}, {1, 1}, {2, 0}}};
+      {{4, 3}, {4, 3}, {4, 3}}, {{4, 3}, {3}, {4, 1}},    {Shape{}, {4, 3}, {3}},
+      {{3}, Shape{}, Shape{}},  {{2, 1, 3}, {4, 1}, {1}}, {{0, 3}, {3}, Shape{}},
+      {{1}, {1, 1}, {2, 0}}};
   return arity == 1 ? unary : arity == 2 ? binary : ternary;
 }
 
@@ -130,7 +134,8 @@ std::vector<OpCase> elementwise_cases(const OpDef& op, const Elementwise& entry)
       c.shape = broadcast("case", c.shape, shape);
     }
     for (const Shape& shape : shapes) {
-      c.gradient_terms = std::max(c.gradient_terms, c.shape.count() / std::max<std::int64_t>(1, shape.count()));
+      c.gradient_terms =
+          std::max(c.gradient_terms, c.shape.count() / std::max<std::int64_t>(1, shape.count()));
     }
     c.record = [&op](std::span<const Var> x) { return x[0].tape().record(op, x); };
     c.expected = [formula = entry.formula, shape = c.shape](std::span<const Tensor> inputs) {
@@ -175,7 +180,8 @@ std::int64_t ravel(const Index& index, const Shape& shape) {
 }
 
 // result[i] = x[source(index of i)], or 0 where source gives nothing.
-Values moved(const Tensor& x, const Shape& shape, const std::function<std::optional<Index>(const Index&)>& source) {
+Values moved(const Tensor& x, const Shape& shape,
+             const std::function<std::optional<Index>(const Index&)>& source) {
   const Values from = x.to_vector();
   Values result;
   for (std::int64_t i = 0; i < shape.count(); ++i) {
@@ -187,42 +193,49 @@ Values moved(const Tensor& x, const Shape& shape, const std::function<std::optio
 
 OpCase move_case(std::string label, const Shape& from, const Shape& to, TapeFunction record,
                  std::function<std::optional<Index>(const Index&)> source) {
-  return {std::move(label), {points(from, {}, 0)}, std::move(record), to,
+  return {std::move(label),
+          {points(from, {}, 0)},
+          std::move(record),
+          to,
           [to, source](std::span<const Tensor> x) { return moved(x[0], to, source); }};
 }
 
 std::vector<OpCase> same_cases(const std::function<Var(const Var&)>& op) {
   std::vector<OpCase> cases;
   for (const Shape& shape : {Shape{}, Shape{4, 3}, Shape{1}, Shape{0, 2}}) {
-    cases.push_back(move_case(shape.text(), shape, shape, [op](std::span<const Var> x) { return op(x[0]); },
-                              [](const Index& i) { return i; }));
+    cases.push_back(move_case(
+        shape.text(), shape, shape, [op](std::span<const Var> x) { return op(x[0]); },
+        [](const Index& i) { return i; }));
   }
   return cases;
 }
 
 std::vector<OpCase> reshape_cases() {
   std::vector<OpCase> cases;
-  const std::vector<std::pair<Shape, Shape>> shapes{
-      {{4, 3}, {2, 6}}, {{4, 3}, {12}}, {{1}, Shape{}}, {Shape{}, {1, 1}}, {{0, 3}, {5, 0}}, {{2, 1, 3}, {3, 2}}};
+  const std::vector<std::pair<Shape, Shape>> shapes{{{4, 3}, {2, 6}}, {{4, 3}, {12}},
+                                                    {{1}, Shape{}},   {Shape{}, {1, 1}},
+                                                    {{0, 3}, {5, 0}}, {{2, 1, 3}, {3, 2}}};
   for (const auto& [from, to] : shapes) {
-    cases.push_back(move_case(from.text() + " to " + to.text(), from, to,
-                              [to = to](std::span<const Var> x) { return reshape(x[0], to); },
-                              [from = from, to = to](const Index& i) { return unravel(ravel(i, to), from); }));
+    cases.push_back(move_case(
+        from.text() + " to " + to.text(), from, to,
+        [to = to](std::span<const Var> x) { return reshape(x[0], to); },
+        [from = from, to = to](const Index& i) { return unravel(ravel(i, to), from); }));
   }
   return cases;
 }
 
 std::vector<OpCase> broadcast_to_cases() {
   std::vector<OpCase> cases;
-  const std::vector<std::pair<Shape, Shape>> shapes{{{3}, {4, 3}},          {{4, 1}, {4, 3}}, {Shape{}, {2, 3}},
-                                                    {{2, 1, 3}, {2, 4, 3}}, {{4, 3}, {4, 3}}, {{1}, {0}},
-                                                    {{0, 1}, {2, 0, 3}},    {{1, 1}, {1, 1, 1}}};
+  const std::vector<std::pair<Shape, Shape>> shapes{
+      {{3}, {4, 3}},    {{4, 1}, {4, 3}}, {Shape{}, {2, 3}},   {{2, 1, 3}, {2, 4, 3}},
+      {{4, 3}, {4, 3}}, {{1}, {0}},       {{0, 1}, {2, 0, 3}}, {{1, 1}, {1, 1, 1}}};
   for (const auto& [from, to] : shapes) {
-    cases.push_back(move_case(from.text() + " to " + to.text(), from, to,
-                              [to = to](std::span<const Var> x) { return broadcast_to(x[0], to); },
-                              [from = from, to = to](const Index& i) {
-                                return unravel(broadcast_index(ravel(i, to), to, from), from);
-                              }));
+    cases.push_back(move_case(
+        from.text() + " to " + to.text(), from, to,
+        [to = to](std::span<const Var> x) { return broadcast_to(x[0], to); },
+        [from = from, to = to](const Index& i) {
+          return unravel(broadcast_index(ravel(i, to), to, from), from);
+        }));
     cases.back().gradient_terms = to.count() / std::max<std::int64_t>(1, from.count());
   }
   return cases;
@@ -230,10 +243,10 @@ std::vector<OpCase> broadcast_to_cases() {
 
 std::vector<OpCase> sum_to_cases() {
   std::vector<OpCase> cases;
-  const std::vector<std::pair<Shape, Shape>> shapes{{{4, 3}, {3}},          {{4, 3}, {4, 1}}, {{2, 3}, Shape{}},
-                                                    {{2, 4, 3}, {2, 1, 3}}, {{4, 3}, {4, 3}}, {{0, 3}, {3}},
-                                                    {{2, 3, 4}, {1, 3, 1}}, {{2, 0, 3}, {0, 1}},
-                                                    {{1, 3}, {3}}};
+  const std::vector<std::pair<Shape, Shape>> shapes{
+      {{4, 3}, {3}},          {{4, 3}, {4, 1}},    {{2, 3}, Shape{}},
+      {{2, 4, 3}, {2, 1, 3}}, {{4, 3}, {4, 3}},    {{0, 3}, {3}},
+      {{2, 3, 4}, {1, 3, 1}}, {{2, 0, 3}, {0, 1}}, {{1, 3}, {3}}};
   for (const auto& [from, to] : shapes) {
     OpCase c;
     c.label = from.text() + " to " + to.text();
@@ -261,18 +274,24 @@ std::vector<OpCase> sum_to_cases() {
 
 std::vector<OpCase> transpose_cases() {
   std::vector<OpCase> cases;
-  const auto add = [&](const Shape& from, const Shape& to, std::vector<int> order, const TapeFunction& record) {
-    cases.push_back(move_case(from.text() + " to " + to.text(), from, to, record, [order](const Index& i) {
-      Index source(i.size());
-      for (std::size_t k = 0; k < i.size(); ++k) {
-        source[std::size_t(order[k])] = i[k];
-      }
-      return source;
-    }));
+  const auto add = [&](const Shape& from, const Shape& to, std::vector<int> order,
+                       const TapeFunction& record) {
+    cases.push_back(
+        move_case(from.text() + " to " + to.text(), from, to, record, [order](const Index& i) {
+          Index source(i.size());
+          for (std::size_t k = 0; k < i.size(); ++k) {
+            source[std::size_t(order[k])] = i[k];
+          }
+          return source;
+        }));
   };
   add({4, 3}, {3, 4}, {1, 0}, [](std::span<const Var> x) { return transpose(x[0]); });
-  add({2, 3, 4}, {4, 2, 3}, {2, 0, 1}, [](std::span<const Var> x) { return transpose(x[0], {2, 0, 1}); });
-  add({2, 1, 3, 2}, {1, 2, 2, 3}, {1, 3, 0, 2}, [](std::span<const Var> x) { return transpose(x[0], {1, -1, 0, 2}); });
+  add({2, 3, 4}, {4, 2, 3}, {2, 0, 1}, [](std::span<const Var> x) {
+    return transpose(x[0], {2, 0, 1});
+  });
+  add({2, 1, 3, 2}, {1, 2, 2, 3}, {1, 3, 0, 2}, [](std::span<const Var> x) {
+    return transpose(x[0], {1, -1, 0, 2});
+  });
   add({3}, {3}, {0}, [](std::span<const Var> x) { return transpose(x[0]); });
   add({0, 2}, {2, 0}, {1, 0}, [](std::span<const Var> x) { return transpose(x[0]); });
   return cases;
@@ -281,12 +300,13 @@ std::vector<OpCase> transpose_cases() {
 std::vector<OpCase> slice_cases() {
   std::vector<OpCase> cases;
   const auto add = [&](const Shape& from, int axis, std::int64_t begin, std::int64_t end) {
-    cases.push_back(move_case(from.text() + " axis " + std::to_string(axis), from, from.with(axis, end - begin),
-                              [=](std::span<const Var> x) { return slice(x[0], axis, begin, end); },
-                              [=](Index i) {
-                                i[std::size_t(axis)] += begin;
-                                return i;
-                              }));
+    cases.push_back(move_case(
+        from.text() + " axis " + std::to_string(axis), from, from.with(axis, end - begin),
+        [=](std::span<const Var> x) { return slice(x[0], axis, begin, end); },
+        [=](Index i) {
+          i[std::size_t(axis)] += begin;
+          return i;
+        }));
   };
   add({4, 3}, 0, 1, 3);
   add({4, 3}, 1, 2, 3);
@@ -300,14 +320,15 @@ std::vector<OpCase> slice_cases() {
 std::vector<OpCase> pad_cases() {
   std::vector<OpCase> cases;
   const auto add = [&](const Shape& from, int axis, std::int64_t front, std::int64_t back) {
-    cases.push_back(move_case(from.text() + " axis " + std::to_string(axis), from,
-                              from.with(axis, front + from[axis] + back),
-                              [=](std::span<const Var> x) { return pad(x[0], axis, front, back); },
-                              [=](Index i) -> std::optional<Index> {
-                                i[std::size_t(axis)] -= front;
-                                const bool inside = i[std::size_t(axis)] >= 0 && i[std::size_t(axis)] < from[axis];
-                                return inside ? std::optional(i) : std::nullopt;
-                              }));
+    cases.push_back(move_case(
+        from.text() + " axis " + std::to_string(axis), from,
+        from.with(axis, front + from[axis] + back),
+        [=](std::span<const Var> x) { return pad(x[0], axis, front, back); },
+        [=](Index i) -> std::optional<Index> {
+          i[std::size_t(axis)] -= front;
+          const bool inside = i[std::size_t(axis)] >= 0 && i[std::size_t(axis)] < from[axis];
+          return inside ? std::optional(i) : std::nullopt;
+        }));
   };
   add({4, 3}, 0, 1, 2);
   add({4, 3}, 1, 0, 1);
@@ -357,8 +378,11 @@ Tensor indices(const Shape& shape, std::initializer_list<double> values) {
 std::vector<OpCase> gather_cases() {
   std::vector<OpCase> cases;
   const auto add = [&](const Shape& from, int axis, const Tensor& index, const Shape& to) {
-    OpCase c{from.text() + " axis " + std::to_string(axis), {points(from, {}, 0), index},
-             [axis](std::span<const Var> x) { return gather(x[0], x[1], axis); }, to, {}};
+    OpCase c{from.text() + " axis " + std::to_string(axis),
+             {points(from, {}, 0), index},
+             [axis](std::span<const Var> x) { return gather(x[0], x[1], axis); },
+             to,
+             {}};
     c.expected = [axis, to](std::span<const Tensor> x) {
       const auto at = x[1].values<std::int64_t>();
       const int rank = x[1].shape().rank();
@@ -385,8 +409,11 @@ std::vector<OpCase> gather_cases() {
 std::vector<OpCase> scatter_add_cases() {
   std::vector<OpCase> cases;
   const auto add = [&](const Shape& updates, int axis, const Tensor& index, const Shape& to) {
-    OpCase c{updates.text() + " into " + to.text(), {points(updates, {}, 0), index},
-             [axis, to](std::span<const Var> x) { return scatter_add(x[0], x[1], axis, to); }, to, {}};
+    OpCase c{updates.text() + " into " + to.text(),
+             {points(updates, {}, 0), index},
+             [axis, to](std::span<const Var> x) { return scatter_add(x[0], x[1], axis, to); },
+             to,
+             {}};
     c.expected = [axis, to](std::span<const Tensor> x) {
       const auto at = x[1].values<std::int64_t>();
       const int rank = x[1].shape().rank();
@@ -395,7 +422,8 @@ std::vector<OpCase> scatter_add_cases() {
       for (std::int64_t j = 0; j < x[0].count(); ++j) {
         const Index i = unravel(j, x[0].shape());
         Index target(i.begin(), i.begin() + axis);
-        target.push_back(at[std::size_t(ravel(Index(i.begin() + axis, i.begin() + axis + rank), x[1].shape()))]);
+        target.push_back(
+            at[std::size_t(ravel(Index(i.begin() + axis, i.begin() + axis + rank), x[1].shape()))]);
         target.insert(target.end(), i.begin() + axis + rank, i.end());
         sums[std::size_t(ravel(target, to))] += u[std::size_t(j)];
       }
@@ -417,7 +445,8 @@ using Reduce = Var (*)(const Var&, std::initializer_list<int>, KeepAxes);
 
 std::vector<OpCase> reduction_cases(Reduce op, const Fold& fold, bool empty_allowed) {
   std::vector<OpCase> cases;
-  const auto add = [&](const Shape& from, unsigned axes, KeepAxes keep, const TapeFunction& record) {
+  const auto add = [&](const Shape& from, unsigned axes, KeepAxes keep,
+                       const TapeFunction& record) {
     Shape to = from, kept = from;
     for (int axis = from.rank() - 1; axis >= 0; --axis) {
       if (axes >> axis & 1) {
@@ -461,8 +490,11 @@ std::vector<OpCase> argmax_cases() {
   for (const auto& [from, axis] : std::vector<std::pair<Shape, int>>{
            {{4, 3}, 0}, {{4, 3}, 1}, {{2, 5, 3}, 1}, {{1}, 0}, {{0, 3}, 1}}) {
     const Shape to = from.without(axis);
-    OpCase c{from.text() + " axis " + std::to_string(axis), {points(from, {}, 0)},
-             [axis = axis](std::span<const Var> x) { return argmax(x[0], axis); }, to, {}};
+    OpCase c{from.text() + " axis " + std::to_string(axis),
+             {points(from, {}, 0)},
+             [axis = axis](std::span<const Var> x) { return argmax(x[0], axis); },
+             to,
+             {}};
     c.expected = [from = from, axis = axis, to](std::span<const Tensor> inputs) {
       const Values x = inputs[0].to_vector();
       Values result;
@@ -488,7 +520,8 @@ std::vector<OpCase> argmax_cases() {
 
 std::vector<OpCase> matmul_cases() {
   std::vector<OpCase> cases;
-  const auto add = [&](const Shape& lhs_batch, const Shape& rhs_batch, std::int64_t m, std::int64_t n, std::int64_t k) {
+  const auto add = [&](const Shape& lhs_batch, const Shape& rhs_batch, std::int64_t m,
+                       std::int64_t n, std::int64_t k) {
     for (const Transpose t : {Transpose::none, Transpose::lhs, Transpose::rhs, Transpose::both}) {
       const bool tl = t == Transpose::lhs || t == Transpose::both;
       const bool tr = t == Transpose::rhs || t == Transpose::both;
@@ -504,7 +537,9 @@ std::vector<OpCase> matmul_cases() {
       const Shape to = matrix(batch, m, n);
       OpCase c{lhs.text() + (tl ? "^T" : "") + " by " + rhs.text() + (tr ? "^T" : ""),
                {points(lhs, {}, 0), points(rhs, {}, 1)},
-               [t](std::span<const Var> x) { return matmul(x[0], x[1], t); }, to, {}};
+               [t](std::span<const Var> x) { return matmul(x[0], x[1], t); },
+               to,
+               {}};
       c.expected = [=](std::span<const Tensor> x) {
         const Values a = x[0].to_vector(), b = x[1].to_vector();
         Values result;
@@ -570,17 +605,22 @@ const std::map<std::string_view, std::vector<OpCase> (*)()>& structured_table() 
       {"sum", [] { return reduction_cases(sum, sum_of, true); }},
       {"mean",
        [] {
-         return reduction_cases(mean, [](const std::vector<Real>& x) { return sum_of(x) / Real(x.size()); }, false);
+         return reduction_cases(
+             mean, [](const std::vector<Real>& x) { return sum_of(x) / Real(x.size()); }, false);
        }},
       {"reduce_max",
        [] {
          return reduction_cases(
-             reduce_max, [](const std::vector<Real>& x) { return *std::max_element(x.begin(), x.end()); }, false);
+             reduce_max,
+             [](const std::vector<Real>& x) { return *std::max_element(x.begin(), x.end()); },
+             false);
        }},
       {"reduce_min",
        [] {
          return reduction_cases(
-             reduce_min, [](const std::vector<Real>& x) { return *std::min_element(x.begin(), x.end()); }, false);
+             reduce_min,
+             [](const std::vector<Real>& x) { return *std::min_element(x.begin(), x.end()); },
+             false);
        }},
       {"logsumexp",
        [] {
@@ -614,7 +654,8 @@ bool has_gradient(const OpDef& op) { return op.pullback != nullptr; }
 std::vector<OpCase> op_cases(const OpDef& op) {
   if (is_elementwise(op)) {
     const auto found = elementwise_table().find(op.name);
-    return found == elementwise_table().end() ? std::vector<OpCase>{} : elementwise_cases(op, found->second);
+    return found == elementwise_table().end() ? std::vector<OpCase>{}
+                                              : elementwise_cases(op, found->second);
   }
   const auto found = structured_table().find(op.name);
   return found == structured_table().end() ? std::vector<OpCase>{} : found->second();

@@ -134,6 +134,7 @@ ElementwiseDefs make_defs(int index) {
              .infer = infer_value<Op>,
              .execute = execute_map,
              .pullback = Op::is_mask ? nullptr : pull_back_value,
+             .elementwise = true,
              .map = {std::int16_t(index), -1, -1}};
   return d;
 }

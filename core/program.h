@@ -80,7 +80,8 @@ struct OpDef {
                 std::vector<Type>& results) = nullptr;
   void (*execute)(const OpDef&, const Execution&) = nullptr;
   void (*pullback)(const OpDef&, PullbackContext&) = nullptr;
-  MapCode map{};  // elementwise ops
+  bool elementwise = false;
+  MapCode map{};  // of an elementwise op
 };
 
 struct Instruction {

@@ -1,0 +1,67 @@
+// Internal to the CPU backend: vector kernels on values stored as [elements, lanes], one row of the
+// batch per lane, chosen at run time for the machine. T is float or double; lengths are multiples of
+// tile_vector numbers and arrays are 64-byte aligned.
+#pragma once
+
+#include <cstdint>
+
+#include "halftape/core/tensor.h"
+#include "halftape/core/tile_plan.h"
+
+namespace halftape::cpu {
+
+// c(i, j) = sum_l a(i, l) x(l, j) + bias(i), or c += the sum. a holds single numbers at the given
+// strides; x and c are rows of n numbers, `x_stride` and `c_stride` apart.
+template <class T>
+struct Gemm {
+  std::int64_t m, n, k;
+  const T* a;
+  std::int64_t a_row, a_column;
+  const T* x;
+  std::int64_t x_stride;
+  T* c;
+  std::int64_t c_stride;
+  const T* bias;
+  bool accumulate;
+};
+
+// sums(i, j) += sum over r of g(i, r) x(j, r), r < n, lane by lane: sums is [m, k, tile_vector].
+template <class T>
+struct OuterByLane {
+  std::int64_t m, k, n;
+  const T* g;
+  std::int64_t g_stride;
+  const T* x;
+  std::int64_t x_stride;
+  T* sums;
+};
+
+template <class T>
+struct LaneKernels {
+  void (*gemm)(const Gemm<T>&);
+  void (*outer_by_lane)(const OuterByLane<T>&);
+  // to[j * to_stride + i] = from[i * from_stride + j], i < rows, j < columns.
+  void (*transpose)(const T* from, std::int64_t from_stride, T* to, std::int64_t to_stride,
+                    std::int64_t rows, std::int64_t columns);
+  // out = sum of coefficient * source in the order given, multiplied and added one by one.
+  void (*combine)(T* out, const T* coefficients, const T* const* sources, int terms,
+                  std::int64_t n);
+  // out += x y lane by lane (product by row).
+  void (*multiply_add)(T* out, const T* x, const T* y, std::int64_t n);
+  void (*add)(T* out, const T* x, std::int64_t n);
+  // Sum of one element over its n lanes; added into tile_vector lanes.
+  T (*sum)(const T* x, std::int64_t n);
+  void (*add_by_lane)(T* sums, const T* x, std::int64_t n, T scale);
+  // total += factor * acc, then acc = 0.
+  void (*flush)(T* total, T* acc, T factor, std::int64_t n);
+  // out[i] += factor * (sum of by_lane[i, 0..tile_vector)), i < elements.
+  void (*flush_by_lane)(T* out, const T* by_lane, T factor, std::int64_t elements);
+  // Largest magnitude of n numbers; infinite or NaN when one of them is.
+  T (*largest)(const T* x, std::int64_t n);
+  double (*dot)(const T* x, const T* y, std::int64_t n);
+};
+
+template <class T>
+const LaneKernels<T>& lane_kernels();
+
+}  // namespace halftape::cpu

@@ -71,6 +71,22 @@ void with_arithmetic(bool any_f64, F&& f) {
   }
 }
 
+// The inner loop of map for one scalar function and compute type. Operands x.. (y, y_bar, w) are
+// full (advance 1: n elements) or splats (advance 0: 64 aligned bytes of one value). `out` may be
+// the same array as an operand. An element's result does not depend on its place.
+template <class T>
+using MapKernel = void (*)(const T* const* x, const std::int32_t* advance, T* out, std::int64_t n);
+template <class T>
+inline constexpr std::int64_t splat_size = 64 / std::int64_t{sizeof(T)};
+inline constexpr int max_map_operands = 6;
+
+template <class T>  // float, double; nullptr where the op has no such derivative
+MapKernel<T> map_kernel(MapCode code);
+
+// Bit k is set when map_kernel(code) reads operand k; the pointers of the others may be null.
+// Values and pullbacks depend on all they read.
+unsigned operands_read(MapCode code);
+
 void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands);
 void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
             double scale);

@@ -5,25 +5,15 @@
 #include <vector>
 
 #include "halftape/core/cpu_kernels.h"
+#include "halftape/core/cpu_trace.h"
 
 namespace halftape::cpu {
 namespace {
 
-template <class T>
-using Kernel = void (*)(const T* const* x, T* out, std::int64_t n);
-
-template <class F, class T, std::size_t... A>
-void loop(std::index_sequence<A...>, const T* const* x, T* out, std::int64_t n) {
-  const T* const args[] = {x[A]...};
-  for (std::int64_t i = 0; i < n; ++i) {
-    out[i] = F::call(args[A][i]...);
-  }
-}
-
 template <class Op>
 struct Value {
   template <class... T>
-  static auto call(T... x) {
+  static constexpr auto call(T... x) {
     return Op::value(x...);
   }
 };
@@ -31,7 +21,7 @@ struct Value {
 template <class Op, int I>
 struct Pullback {
   template <class... T>
-  static auto call(T... x) {  // x.., y, y_bar
+  static constexpr auto call(T... x) {  // x.., y, y_bar
     return Op::template pullback<I>(x...);
   }
 };
@@ -41,74 +31,94 @@ struct Pullback {
 template <class Op, int I, int K>
 struct Second {
   template <class... T>
-  static auto call(T... x) {  // x.., y, y_bar, w
+  static constexpr auto call(T... x) {  // x.., y, y_bar, w
     using S = std::common_type_t<T...>;
     const S args[] = {x...};
     return expand(std::make_index_sequence<sizeof...(T) - 1>{}, args);
   }
   template <class S, std::size_t... A>
-  static S expand(std::index_sequence<A...>, const S* args) {
+  static constexpr S expand(std::index_sequence<A...>, const S* args) {
     return Op::template pullback<I>(Dual<S>(args[A], int(A) == K ? args[sizeof...(A)] : S(0))...)
         .tangent;
   }
 };
 
-constexpr int max_kernels = 1 + 3 + 3 * 5;  // value, pullbacks, second derivatives of a ternary op
+template <class F, std::size_t... A>
+constexpr unsigned operands_of(std::index_sequence<A...>) {
+  return F::call(Trace::operand(A)...).operands;
+}
 
-constexpr int kernel_slot(int arity, MapCode code) {
+template <class T, class F, std::size_t... A>
+void loop(std::index_sequence<A...>, const T* const* x, const std::int32_t* advance, T* out,
+          std::int64_t n) {
+  constexpr unsigned reads = operands_of<F>(std::index_sequence<A...>{});
+  const T* const args[] = {x[A]...};
+  const std::int64_t step[] = {advance[A]...};
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i] = F::call((reads >> A & 1 ? args[A][step[A] * i] : T(0))...);
+  }
+}
+
+template <class T, class F, int N>
+void run(const T* const* x, const std::int32_t* advance, T* out, std::int64_t n) {
+  loop<T, F>(std::make_index_sequence<N>{}, x, advance, out, n);
+}
+
+// What one scalar function compiles to.
+struct Function {
+  MapKernel<float> f32 = nullptr;
+  MapKernel<double> f64 = nullptr;
+  unsigned reads = 0;
+};
+
+template <class F, int N>
+constexpr Function function() {
+  return {run<float, F, N>, run<double, F, N>, operands_of<F>(std::make_index_sequence<N>{})};
+}
+
+constexpr int max_functions =
+    1 + 3 + 3 * 5;  // value, pullbacks, second derivatives of a ternary op
+
+constexpr int function_slot(int arity, MapCode code) {
   return code.wrt < 0      ? 0
          : code.second < 0 ? 1 + code.wrt
                            : 1 + arity + code.wrt * (arity + 2) + code.second;
 }
 
-template <class T, class F, int N>
-void run(const T* const* x, T* out, std::int64_t n) {
-  loop<F>(std::make_index_sequence<N>{}, x, out, n);
-}
+struct OpFunctions {
+  int arity;
+  std::array<Function, max_functions> at;
+};
 
-template <class T, class Op>
-constexpr std::array<Kernel<T>, max_kernels> kernels_of() {
-  std::array<Kernel<T>, max_kernels> table{};
+template <class Op>
+constexpr OpFunctions functions_of() {
   constexpr int n = Op::arity;
-  table[0] = run<T, Value<Op>, n>;
+  OpFunctions result{n, {}};
+  result.at[0] = function<Value<Op>, n>();
   if constexpr (!Op::is_mask) {
     [&]<int... I>(std::integer_sequence<int, I...>) {
-      ((table[1 + I] = run<T, Pullback<Op, I>, n + 2>), ...);
+      ((result.at[1 + I] = function<Pullback<Op, I>, n + 2>()), ...);
       (
           [&]<int J, int... K>(std::integral_constant<int, J>, std::integer_sequence<int, K...>) {
-            ((table[1 + n + J * (n + 2) + K] = run<T, Second<Op, J, K>, n + 3>), ...);
+            ((result.at[1 + n + J * (n + 2) + K] = function<Second<Op, J, K>, n + 3>()), ...);
           }(std::integral_constant<int, I>{}, std::make_integer_sequence<int, n + 2>{}),
           ...);
     }
     (std::make_integer_sequence<int, n>{});
   }
-  return table;
+  return result;
 }
 
-struct OpKernels {
-  int arity;
-  std::array<Kernel<float>, max_kernels> f32;
-  std::array<Kernel<double>, max_kernels> f64;
-};
-
-template <std::size_t... I>
-constexpr std::array<OpKernels, sizeof...(I)> kernel_table(std::index_sequence<I...>) {
-  return {OpKernels{std::tuple_element_t<I, ScalarOps>::arity,
-                    kernels_of<float, std::tuple_element_t<I, ScalarOps>>(),
-                    kernels_of<double, std::tuple_element_t<I, ScalarOps>>()}...};
+template <class... Ops>
+constexpr std::array<OpFunctions, sizeof...(Ops)> function_table(std::tuple<Ops...>*) {
+  return {functions_of<Ops>()...};
 }
 
-constexpr auto table = kernel_table(std::make_index_sequence<scalar_op_count>{});
+constexpr auto table = function_table(static_cast<ScalarOps*>(nullptr));
 
-template <class T>
-Kernel<T> kernel(MapCode code) {
-  const OpKernels& op = table[code.op];
-  const int slot = kernel_slot(op.arity, code);
-  if constexpr (std::is_same_v<T, float>) {
-    return op.f32[slot];
-  } else {
-    return op.f64[slot];
-  }
+const Function& function(MapCode code) {
+  const OpFunctions& op = table[code.op];
+  return op.at[function_slot(op.arity, code)];
 }
 
 // How an operand meets the result's index space.
@@ -156,17 +166,20 @@ void load_broadcast(const Reader& reader, const Shape& shape, std::int64_t first
 }
 
 template <class T>
-void map_as(Kernel<T> kernel, Array dst, const Shape& shape, std::span<const MapOperand> operands) {
-  constexpr int max_operands = 6;
-  Reader readers[max_operands];
+void map_as(MapKernel<T> kernel, Array dst, const Shape& shape,
+            std::span<const MapOperand> operands) {
+  Reader readers[max_map_operands];
+  std::int32_t advance[max_map_operands];
   const int count = int(operands.size());
   for (int k = 0; k < count; ++k) {
     const MapOperand& operand = operands[k];
     readers[k].array = operand.array;
+    advance[k] = 1;
     if (operand.shape == shape) {
       readers[k].kind = Reader::Kind::same;
     } else if (operand.shape.count() == 1) {
       readers[k].kind = Reader::Kind::scalar;
+      advance[k] = 0;
     } else {
       readers[k].kind = Reader::Kind::broadcast;
       readers[k].strides = broadcast_strides(operand.shape, shape);
@@ -175,8 +188,8 @@ void map_as(Kernel<T> kernel, Array dst, const Shape& shape, std::span<const Map
   const std::int64_t n = shape.count();
   constexpr std::int64_t cost_per_element = 8;
   parallel_for(block_count(n, block), n * cost_per_element, [&](std::int64_t b) {
-    T scratch[max_operands + 1][block];
-    const T* x[max_operands];
+    alignas(64) T scratch[max_map_operands + 1][block];
+    const T* x[max_map_operands];
     const std::int64_t first = b * block;
     const std::int64_t size = std::min(block, n - first);
     for (int k = 0; k < count; ++k) {
@@ -186,7 +199,7 @@ void map_as(Kernel<T> kernel, Array dst, const Shape& shape, std::span<const Map
           break;
         case Reader::Kind::scalar:
           convert(readers[k].array.dtype, readers[k].array.data, dtype_of<T>, scratch[k], 1);
-          std::fill_n(scratch[k] + 1, size - 1, scratch[k][0]);
+          std::fill_n(scratch[k] + 1, splat_size<T> - 1, scratch[k][0]);
           x[k] = scratch[k];
           break;
         case Reader::Kind::broadcast:
@@ -196,15 +209,26 @@ void map_as(Kernel<T> kernel, Array dst, const Shape& shape, std::span<const Map
       }
     }
     if (dst.dtype == dtype_of<T>) {
-      kernel(x, reinterpret_cast<T*>(at(dst, first)), size);
+      kernel(x, advance, reinterpret_cast<T*>(at(dst, first)), size);
     } else {
-      kernel(x, scratch[max_operands], size);
-      store(dst, first, size, scratch[max_operands]);
+      kernel(x, advance, scratch[max_map_operands], size);
+      store(dst, first, size, scratch[max_map_operands]);
     }
   });
 }
 
 }  // namespace
+
+template <>
+MapKernel<float> map_kernel<float>(MapCode code) {
+  return function(code).f32;
+}
+template <>
+MapKernel<double> map_kernel<double>(MapCode code) {
+  return function(code).f64;
+}
+
+unsigned operands_read(MapCode code) { return function(code).reads; }
 
 void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands) {
   bool any_f64 = dst.dtype == DType::f64;
@@ -214,7 +238,7 @@ void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand
   }
   with_arithmetic(any_f64, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    map_as<T>(kernel<T>(code), dst, shape, operands);
+    map_as<T>(map_kernel<T>(code), dst, shape, operands);
   });
 }
 

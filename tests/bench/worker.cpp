@@ -1,0 +1,227 @@
+// Our worker of the end-to-end benchmark: measures training steps of one case on request.
+//
+//   worker --case NAME [--precision f32|f16|bf16|f64|..] [--scaling automatic|none|dynamic]
+//          [--threads N] [--method rk4]         answers the commands of peers/README.md
+//   worker --case NAME --dump FILE              writes the case for the other workers
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+#include <string>
+
+#include "halftape/core/backend.h"
+#include "halftape/core/error.h"
+#include "halftape/core/version.h"
+#include "tests/bench/support/cases.h"
+#include "tests/bench/support/resident_memory.h"
+
+using namespace halftape;
+using namespace halftape::bench;
+using Json = nlohmann::json;
+
+namespace {
+
+struct Arguments {
+  std::string name, precision = "f32", scaling = "automatic", method = "rk4", dump;
+  int threads = 1;
+};
+
+Arguments parse(int argc, char** argv) {
+  Arguments result;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string option = argv[i];
+    const std::string value = i + 1 < argc ? argv[i + 1] : "";
+    if (option == "--case") {
+      result.name = value;
+    } else if (option == "--precision") {
+      result.precision = value;
+    } else if (option == "--scaling") {
+      result.scaling = value;
+    } else if (option == "--method") {
+      result.method = value;
+    } else if (option == "--dump") {
+      result.dump = value;
+    } else if (option == "--threads") {
+      result.threads = std::atoi(value.c_str());
+    } else {
+      throw ValueError(
+          fmt::format("worker: no option '{}'. Fix: read the head of worker.cpp.", option));
+    }
+  }
+  return result;
+}
+
+OdeOptions options_of(const Arguments& arguments) {
+  OdeOptions options;
+  options.method = tableau(arguments.method);
+  options.precision = Precision::parse(arguments.precision);
+  if (arguments.scaling == "none") {
+    options.scaling = Scaling::none();
+  } else if (arguments.scaling == "dynamic") {
+    options.scaling = Scaling::dynamic();
+  } else if (arguments.scaling != "automatic") {
+    throw ValueError(
+        fmt::format("worker: no scaling '{}', need automatic, none or dynamic. "
+                    "Fix: correct the option.",
+                    arguments.scaling));
+  }
+  return options;
+}
+
+// Mean over y0, its components taken together, and the parameters of the relative 2-norm error.
+double gradient_error(const Case& problem, const TrainStep& ours, const TrainStep& reference) {
+  const std::size_t components = problem.y0.size();
+  const auto squares = [&](std::size_t i) {
+    const std::vector<double> x = ours.gradients[i].to_vector();
+    const std::vector<double> y = reference.gradients[i].to_vector();
+    double difference = 0;
+    double size = 0;
+    for (std::size_t j = 0; j < x.size(); ++j) {
+      difference += (x[j] - y[j]) * (x[j] - y[j]);
+      size += y[j] * y[j];
+    }
+    return std::pair(difference, size);
+  };
+  std::pair<double, double> y0(0, 0);
+  double total = 0;
+  for (std::size_t i = 0; i < reference.gradients.size(); ++i) {
+    const auto [difference, size] = squares(i);
+    if (i < components) {
+      y0.first += difference;
+      y0.second += size;
+    } else {
+      total += std::sqrt(difference / size);
+    }
+  }
+  total += std::sqrt(y0.first / y0.second);
+  return total / double(1 + problem.theta.size());
+}
+
+// Peak bytes of one step beyond what is held between steps: counted by the allocator (tensors
+// only), and seen by the operating system.
+Json memory_of_step(Trainer& trainer) {
+  const std::int64_t before = memory_stats().live_bytes;
+  reset_peak_memory();
+  const ResidentGrowth growth;
+  trainer.step();
+  return {{"peak_bytes", memory_stats().peak_bytes - before}, {"resident_bytes", growth.bytes()}};
+}
+
+class Worker {
+ public:
+  explicit Worker(const Arguments& arguments)
+      : arguments_(arguments),
+        problem_(make_case(arguments.name)),
+        trainer_(problem_, options_of(arguments)) {}
+
+  Json answer(const std::string& command, std::istream& rest) {
+    if (command == "run") {
+      int count = 1;
+      rest >> count;
+      return run(count);
+    }
+    if (command == "check") {
+      return check();
+    }
+    if (command == "tier") {
+      return {{"tier", "interpreter"}};
+    }
+    if (command == "versions") {
+      return {{"halftape", version}};
+    }
+    if (command == "gradients") {
+      std::string path;
+      rest >> path;
+      return write_gradients(path);
+    }
+    throw ValueError(fmt::format(
+        "worker: no command '{}', need run, check, tier, versions, gradients or quit. Fix: send "
+        "one of them.",
+        command));
+  }
+
+ private:
+  Json run(int count) {
+    Json seconds = Json::array();
+    Json seconds_forward = Json::array();
+    for (int i = 0; i < count; ++i) {
+      const TrainStep step = trainer_.step();
+      seconds.push_back(step.seconds);
+      seconds_forward.push_back(step.seconds_forward);
+    }
+    return {{"seconds", seconds}, {"seconds_forward", seconds_forward}};
+  }
+
+  Json check() {
+    Json result = memory_of_step(trainer_);
+    const TrainStep ours = trainer_.step();
+    OdeOptions exact = options_of(arguments_);
+    exact.precision = Precision::uniform(DType::f64);
+    exact.scaling = Scaling::none();
+    const TrainStep reference = Trainer(problem_, exact).step();
+    result["loss"] = ours.loss;
+    result["loss_f64"] = reference.loss;
+    result["error"] = gradient_error(problem_, ours, reference);
+    return result;
+  }
+
+  Json write_gradients(const std::string& path) {
+    const TrainStep step = trainer_.step();
+    Json content = {{"loss", step.loss}};
+    for (std::size_t i = 0; i < step.gradients.size(); ++i) {
+      const std::size_t components = problem_.y0.size();
+      const NamedTensor& of = i < components ? problem_.y0[i] : problem_.theta[i - components];
+      content["gradients"][of.name] = step.gradients[i].to_vector();
+    }
+    std::ofstream file(path);
+    file << content.dump() << '\n';
+    file.close();
+    if (!file) {
+      throw FileError(fmt::format("worker: cannot write {}. Fix: pass another path.", path));
+    }
+    return {{"written", path}};
+  }
+
+  Arguments arguments_;
+  Case problem_;
+  Trainer trainer_;
+};
+
+void say(const Json& answer) {
+  fmt::print("{}\n", answer.dump());
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const Arguments arguments = parse(argc, argv);
+    if (!arguments.dump.empty()) {
+      write_json(make_case(arguments.name), arguments.dump);
+      return 0;
+    }
+    set_threads(arguments.threads);
+    Worker worker(arguments);
+    say({{"ready", true}});
+    for (std::string line; std::getline(std::cin, line) && line != "quit";) {
+      std::istringstream words(line);
+      std::string command;
+      words >> command;
+      try {
+        say(worker.answer(command, words));
+      } catch (const std::exception& error) {
+        say({{"failed", error.what()}});
+      }
+    }
+  } catch (const std::exception& error) {
+    say({{"failed", error.what()}});
+    return 1;
+  }
+  return 0;
+}

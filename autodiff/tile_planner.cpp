@@ -77,10 +77,6 @@ template <class... Args>
   throw Unsupported{fmt::format(text, std::forward<Args>(args)...)};
 }
 
-Shape shape_of(const std::vector<std::int64_t>& sizes) {
-  return Shape(std::span<const std::int64_t>(sizes));
-}
-
 // For each element of `to`, the element of `from` that broadcasts to it.
 std::vector<std::int32_t> broadcast_index(const Shape& from, const Shape& to) {
   const auto strides = broadcast_strides(from, to);
@@ -222,8 +218,13 @@ class Planner {
       case Value::Kind::rows:
         return v;
       case Value::Kind::table: {
-        Value rows = new_rows(request_.rows == 0 ? type(id).shape : row_shape(type(id).shape));
-        emit_copy(rows, v, broadcast_index(v.shape, rows.shape), type(id).dtype);
+        const Shape& shape = type(id).shape;
+        if (!has_rows(shape)) {
+          reject("a shared {} stands for rows", shape);
+        }
+        Value rows = new_rows(row_shape(shape));
+        emit_copy(rows, v, broadcast_index(shared_shape(v.shape, shape), rows.shape),
+                  type(id).dtype);
         return v = rows;
       }
       case Value::Kind::product: {
@@ -800,7 +801,6 @@ class Planner {
     if (!has_rows(shape)) {
       reject("op 'broadcast_to' gives {}, which has no row axis", shape);
     }
-    const Value v = value(x).kind == Value::Kind::table ? value(x) : rows_value(x);
     const Value result = new_rows(row_shape(shape));
     const TileOperand from = operand(ops::broadcast_to(), x, shape, result.shape);
     TileInstruction i;
@@ -1228,7 +1228,20 @@ void Planner::finish() {
   retarget_sums();
   remove_dead();
   fuse_bias();
-  sink_sums(plan.backward);
+  for (const TileInstruction& i : plan.backward) {
+    plan.narrow_cotangents |=
+        i.out.space != TileSpace::sums && facts(i.dtype).p < facts(DType::f32).p;
+  }
+  for (const TilePort& seed : plan.seeds) {
+    plan.narrow_cotangents |= facts(seed.dtype).p < facts(DType::f32).p;
+  }
+  if (plan.narrow_cotangents) {
+    std::stable_partition(
+        plan.backward.begin(), plan.backward.end(),
+        [](const TileInstruction& i) { return i.out.space != TileSpace::sums; });
+  } else {
+    sink_sums(plan.backward);
+  }
   mark_fused(plan.forward);
   mark_fused(plan.backward);
   place();
@@ -1240,13 +1253,6 @@ void Planner::finish() {
       plan.sum_numbers += sum.by_lane ? sum.elements * tile_vector
                                       : sum.elements / sum.columns * sum.stride;
     }
-  }
-  for (const TileInstruction& i : plan.backward) {
-    plan.narrow_cotangents |=
-        i.out.space != TileSpace::sums && facts(i.dtype).p < facts(DType::f32).p;
-  }
-  for (const TilePort& seed : plan.seeds) {
-    plan.narrow_cotangents |= facts(seed.dtype).p < facts(DType::f32).p;
   }
 }
 

@@ -18,10 +18,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 using Full = hn::ScalableTag<T>;
 template <class T>
-constexpr std::int64_t vector_length = std::int64_t(HWY_MAX_BYTES / sizeof(T));
+constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
 
 // Registers: AVX-512 has 32, so a block of 6 x 4 vectors of sums fits; others have 16.
-constexpr int wide = HWY_MAX_BYTES >= 64 ? 4 : 2;
+constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
 
 // Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since an
 // addition takes some cycles to arrive.
@@ -206,6 +206,7 @@ void outer_by_lane(const OuterByLane<T>& o) {
   }
 }
 
+#if HWY_TARGET != HWY_SCALAR
 // Four rows of four columns change places in registers.
 HWY_INLINE void transpose_square(const float* from, std::int64_t from_stride, float* to,
                                  std::int64_t to_stride) {
@@ -223,6 +224,8 @@ HWY_INLINE void transpose_square(const float* from, std::int64_t from_stride, fl
   hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, b, e)), d, to + 3 * to_stride);
 }
 
+#endif
+
 template <class T>
 void transpose(const T* from, std::int64_t from_stride, T* to, std::int64_t to_stride,
                std::int64_t rows, std::int64_t columns) {
@@ -233,6 +236,7 @@ void transpose(const T* from, std::int64_t from_stride, T* to, std::int64_t to_s
       }
     }
   };
+#if HWY_TARGET != HWY_SCALAR
   if constexpr (std::is_same_v<T, float>) {
     const std::int64_t i4 = rows / 4 * 4;
     const std::int64_t j4 = columns / 4 * 4;
@@ -244,9 +248,10 @@ void transpose(const T* from, std::int64_t from_stride, T* to, std::int64_t to_s
     }
     one_by_one(i4, rows, 0, columns);
     one_by_one(0, i4, j4, columns);
-  } else {
-    one_by_one(0, rows, 0, columns);
+    return;
   }
+#endif
+  one_by_one(0, rows, 0, columns);
 }
 
 template <class T>
@@ -334,7 +339,7 @@ T largest(const T* x, std::int64_t n) {
     most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, hn::LoadU(d, x + i)),
                                                       magnitude)));
   }
-  alignas(64) T lanes[HWY_MAX_BYTES / sizeof(T)];
+  alignas(64) T lanes[vector_length<T>];
   hn::StoreU(hn::BitCast(d, most), d, lanes);
   T result = 0;
   for (const T value : lanes) {

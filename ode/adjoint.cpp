@@ -10,6 +10,7 @@
 
 #include "halftape/core/check.h"
 #include "halftape/ode/scaled_vjp.h"
+#include "halftape/ode/tiled.h"
 
 namespace halftape {
 namespace {
@@ -231,6 +232,12 @@ SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs,
   const std::vector<double> times = inputs.times.to_vector();
   const Grid grid(times, solve.options.substeps);
   begin_backward(*solve.report);
+  if (solve.report->in_tiles) {
+    if (auto gradients = tiled_adjoint(solve, inputs, stored, saved_bar)) {
+      return *std::move(gradients);
+    }
+    begin_backward(*solve.report);
+  }
   Sweep sweep(solve, inputs, grid, saved_bar);
 
   const int every = solve.options.store_every;

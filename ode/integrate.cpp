@@ -3,6 +3,7 @@
 
 #include "halftape/core/check.h"
 #include "halftape/ode/solve.h"
+#include "halftape/ode/tiled.h"
 
 namespace halftape {
 
@@ -318,6 +319,15 @@ void solve_forward(const Solve& solve, const SolveInputs& inputs, std::span<Tens
   report.steps = grid.steps();
   for (const Tensor* tensor : stored) {
     report.stored_bytes += tensor->bytes();
+  }
+  report.tier_reason = reason_against_tiles(solve);
+  if (report.tier_reason.empty()) {
+    if (tiled_forward(solve, inputs, saved, stored)) {
+      report.in_tiles = true;
+      report.evaluations = std::int64_t(grid.steps()) * solve.options.method.stages();
+      return;
+    }
+    report.tier_reason = "something was not finite: run step by step to find out what";
   }
   Stepper stepper(solve, inputs);
 

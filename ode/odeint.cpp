@@ -1,6 +1,7 @@
 #include "halftape/ode/odeint.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "halftape/autodiff/differentiate.h"
@@ -8,6 +9,7 @@
 #include "halftape/core/check.h"
 #include "halftape/ode/long_tape.h"
 #include "halftape/ode/solve.h"
+#include "halftape/ode/tiled.h"
 
 namespace halftape {
 namespace {
@@ -316,6 +318,11 @@ Precision Precision::parse(std::string_view name) {
   return arithmetic_dtype(dtype) == dtype ? uniform(dtype) : mixed(dtype);
 }
 
+std::string_view name(Tier tier) {
+  constexpr std::array<std::string_view, 3> names{"automatic", "interpreter", "tiles"};
+  return names[std::size_t(tier)];
+}
+
 Var Times::on(Tape& tape) const {
   return is_var_ ? var_
                  : tape.leaf(Tensor::from({std::int64_t(values_.size())}, values_, DType::f64),
@@ -410,6 +417,11 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
         solve->types, Tensor::scalar(t.value().to_vector()[0], high), y_values, theta_values));
   }
   solve->parameters = plan->parameters;
+  if (options.tier == Tier::tiles && !reason_against_tiles(*solve).empty()) {
+    throw_error<ValueError>(
+        "odeint: this solve cannot run in tiles of rows - {}. Fix: use Tier::automatic.",
+        reason_against_tiles(*solve));
+  }
   std::vector<Var> all_theta(theta.begin(), theta.end());
   for (const Parameter& parameter : solve->parameters) {
     require_finite(fmt::format("parameter '{}' is", parameter.name()), parameter.value());

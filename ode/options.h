@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "halftape/autodiff/precision_policy.h"
+#include "halftape/core/adjoint_scale.h"
 #include "halftape/ode/tableau.h"
 
 namespace halftape {
@@ -40,31 +41,6 @@ struct Precision {
   static Precision parse(std::string_view name);
 };
 
-// The factor S = 2^e on the cotangent that a low-precision VJP starts from.
-struct Scaling {
-  enum class Kind : std::uint8_t { automatic, none, fixed, dynamic };
-  // What none and fixed do when a VJP overflows: an error, or non-finite gradients for an outer
-  // loss scaler to notice.
-  enum class Overflow : std::uint8_t { fail, propagate };
-
-  // dynamic works where L has a narrower exponent range than f32; elsewhere it is none, since
-  // nothing is lost there. automatic: dynamic.
-  Kind kind = Kind::automatic;
-  int exponent = 0;  // fixed: e
-  Overflow overflow = Overflow::fail;
-  int headroom = 3;        // dynamic: aim at 2^-headroom of the format's maximum
-  int first_headroom = 7;  // the same for the first VJP, whose amplification is not known yet
-  int min_exponent = -120;
-  int max_exponent = 100;
-  int max_retries = 60;  // per stage VJP
-
-  static Scaling none(Overflow overflow = Overflow::fail) {
-    return {.kind = Kind::none, .overflow = overflow};
-  }
-  static Scaling fixed(int exponent) { return {.kind = Kind::fixed, .exponent = exponent}; }
-  static Scaling dynamic() { return {.kind = Kind::dynamic}; }
-};
-
 struct Save {
   enum class Kind : std::uint8_t { all, last, indices };
   Kind kind = Kind::all;
@@ -89,6 +65,12 @@ enum class GradientMethod : std::uint8_t { replay, backprop, continuous_adjoint,
 // for velocities that branch on values.
 enum class Retrace : std::uint8_t { once, every_call };
 
+// How a solve is run. tiles: all steps for some rows of the batch at a time, their values in cache; for
+// velocities that act on each row alone. interpreter: step by step, instruction by instruction; any
+// velocity. automatic: tiles where they can be used.
+enum class Tier : std::uint8_t { automatic, interpreter, tiles };
+std::string_view name(Tier tier);
+
 // How one component of the state is stored: round(2^exponent y).
 struct StoredFormat {
   DType dtype = DType::f16;
@@ -111,6 +93,7 @@ struct OdeOptions {
   Advance advance = Advance::from_high;
   GradientMethod gradient = GradientMethod::replay;
   Retrace retrace = Retrace::once;
+  Tier tier = Tier::automatic;  // tiles: ValueError, with the reason, where they cannot be used
   std::map<std::string, StoredFormat, std::less<>>
       stored{};                                    // by component; default precision.state, 2^0
   std::function<void(const StepInfo&)> on_step{};  // forward progress

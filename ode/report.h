@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "halftape/core/adjoint_scale.h"
+
 namespace halftape {
 
 enum class Outcome : std::uint8_t {
@@ -31,23 +33,14 @@ struct Status {
   bool ok() const { return outcome == Outcome::ok; }
 };
 
-// One step of the backward pass.
-struct LedgerEntry {
-  int step = 0;
-  double t = 0;          // start of the step
-  int min_exponent = 0;  // of the scales 2^e used by its stage VJPs
-  int max_exponent = 0;
-  double max_magnitude = 0;     // largest scaled value in L
-  int retries = 0;              // VJPs done again after an overflow
-  std::int64_t underflows = 0;  // non-zero seed elements that became zero in L
-};
-
 struct SolveReport {
   Status status;
   int steps = 0;
   std::int64_t evaluations = 0;           // forward: stages computed
   std::int64_t backward_evaluations = 0;  // backward: stages recomputed
   std::int64_t vjps = 0;                  // backward: stage VJPs, retries included
+  bool in_tiles = false;                  // Tier::tiles, else Tier::interpreter
+  std::string tier_reason;                // why it was not tiles
   std::int64_t stored_bytes = 0;          // states kept for backward
   std::vector<LedgerEntry> ledger;        // in the order of the backward pass
 

@@ -4,6 +4,7 @@
 #include "halftape/autodiff/differentiate.h"
 
 #include "halftape/core/check.h"
+#include "halftape/ode/tiled.h"
 
 namespace halftape {
 
@@ -171,7 +172,8 @@ std::shared_ptr<const VelocityPlan> Velocity::plan(const VelocityTypes& types) c
   for (std::size_t p = 0; p < types.theta.size(); ++p) {
     leaves.theta.push_back(tape.leaf(types.theta[p], fmt::format("theta{}", p), Role::parameter));
   }
-  auto plan = std::make_shared<const VelocityPlan>(record(function_, types, tape, leaves));
+  auto plan = std::make_shared<VelocityPlan>(record(function_, types, tape, leaves));
+  plan->tiled = tile_velocity(*plan, types.policy.high, plan->tile_reason);
   cache_->plans.emplace_back(types, plan);
   return plan;
 }

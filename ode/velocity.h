@@ -39,6 +39,8 @@ class State {
 using VelocityFunction =
     std::function<State(const Var& t, const State& y, std::span<const Var> theta)>;
 
+struct TiledVelocity;  // ode/tiled.h
+
 // A velocity, recorded: forward and VJP programs at the solve's precision.
 struct VelocityPlan {
   std::shared_ptr<const Program> recorded;  // in H, as the user wrote it
@@ -52,6 +54,8 @@ struct VelocityPlan {
   std::vector<ValueId> y_bar, theta_bar;  // in vjp, or no_value
   ValueId t_bar = no_value;
   std::vector<ValueId> low_cotangents;  // in vjp: computed in L, watched for overflow
+  std::shared_ptr<const TiledVelocity> tiled;  // null where rows meet, for the reason given
+  std::string tile_reason;
   std::vector<Parameter> parameters;    // discovered while recording; after the explicit theta
 };
 

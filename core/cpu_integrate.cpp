@@ -1,0 +1,736 @@
+// The CPU backend's integrator over tiles of rows.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <numeric>
+
+#include "halftape/core/cpu_kernels.h"
+#include "halftape/core/cpu_lanes.h"
+#include "halftape/core/cpu_tiles.h"
+#include "halftape/core/integration.h"
+#include "halftape/core/memory.h"
+
+namespace halftape {
+
+int IntegrationPlan::times() const {
+  return time_index.empty() ? 0 : *std::max_element(time_index.begin(), time_index.end()) + 1;
+}
+
+int tile_lanes(const IntegrationPlan& plan) {
+  const TilePlan& v = *plan.velocity;
+  const std::int64_t size = size_of(plan.arithmetic);
+  const std::int64_t lane = (v.scratch + std::int64_t(plan.stages()) * v.kept) * size;
+  // Wide tiles make products efficient; very large fields (Jacobians) take half as many rows.
+  constexpr std::int64_t cache = std::int64_t(3) << 20;
+  const std::int64_t most = lane * 64 <= cache ? 64 : 32;
+  const std::int64_t tiles = (plan.rows + most - 1) / most;
+  const std::int64_t even = (plan.rows + tiles - 1) / tiles;
+  return int((even + tile_vector - 1) / tile_vector * tile_vector);
+}
+
+namespace cpu {
+namespace {
+
+// Tiles are dealt to this many groups whatever the number of threads; a group adds up its tiles'
+// cotangents one after the other, the groups' sums are added in order.
+constexpr std::int64_t most_groups = 8;
+
+template <class T>
+class Arena {
+ public:
+  explicit Arena(std::int64_t numbers)
+      : buffer_(std::max<std::int64_t>(numbers, 1) * std::int64_t(sizeof(T)), Device::cpu()),
+        next_(static_cast<T*>(buffer_.data())) {
+    std::fill_n(next_, numbers, T(0));
+  }
+  T* take(std::int64_t numbers) {
+    T* result = next_;
+    next_ += numbers;
+    return result;
+  }
+  static std::int64_t padded(std::int64_t numbers) {
+    return (numbers + tile_vector - 1) / tile_vector * tile_vector;
+  }
+
+ private:
+  Buffer buffer_;
+  T* next_;
+};
+
+// Rows [first, first + rows) of a [.., elements] array <-> [elements, lanes].
+template <class T>
+struct Rows {
+  const LaneKernels<T>& k;
+  std::int64_t lanes;
+  T* room;  // lanes * elements numbers
+
+  void load(ConstArray from, std::int64_t first, std::int64_t rows, std::int64_t elements,
+            T* to) const {
+    const std::int64_t n = rows * elements;
+    const T* x = cpu::load(from, first * elements, n, room);
+    k.transpose(x, elements, to, lanes, rows, elements);
+    for (std::int64_t e = 0; e < elements; ++e) {  // lanes without a row follow the first
+      std::fill(to + e * lanes + rows, to + (e + 1) * lanes, to[e * lanes]);
+    }
+  }
+  void store(const T* from, std::int64_t elements, Array to, std::int64_t first,
+             std::int64_t rows) const {
+    const bool direct = to.dtype == dtype_of<T>;
+    T* x = direct ? reinterpret_cast<T*>(at(to, first * elements)) : room;
+    k.transpose(from, lanes, x, elements, elements, rows);
+    if (!direct) {
+      cpu::store(to, first * elements, rows * elements, x);
+    }
+  }
+};
+
+// What one thread needs to run tiles.
+template <class T>
+class Worker {
+ public:
+  Worker(const IntegrationPlan& plan, std::int64_t lanes, bool backward)
+      : plan_(plan),
+        v_(*plan.velocity),
+        k_(lane_kernels<T>()),
+        lanes_(lanes),
+        arena_(numbers(plan, lanes, backward)) {
+    for (const auto& c : plan.components) {
+      elements_ += c.elements;
+      widest_ = std::max<std::int64_t>(widest_, c.elements);
+    }
+    for (const TilePort& port : v_.rows_constant) {
+      widest_ = std::max<std::int64_t>(widest_, port.elements);
+    }
+    m_.lanes = lanes;
+    m_.scratch = arena_.take(v_.scratch * lanes);
+    kept_ = arena_.take(std::int64_t(plan.stages()) * v_.kept * lanes);
+    y_ = arena_.take(elements_ * lanes);
+    next_ = arena_.take(elements_ * lanes);
+    room_ = arena_.take(widest_ * lanes);
+    if (backward) {
+      a_ = arena_.take(elements_ * lanes);
+      u_ = arena_.take(elements_ * lanes);
+      products_ = arena_.take(std::int64_t(plan.stages()) * elements_ * lanes);
+      loss_ = arena_.take(elements_ * lanes);
+      m_.transposed = arena_.take(transposed_numbers(v_, lanes));
+      m_.sums = arena_.take(Arena<T>::padded(v_.sum_numbers));
+      factor_.resize(std::size_t(plan.stages()));
+      zero_.resize(std::size_t(plan.stages()));
+    }
+    coefficients_.resize(std::size_t(plan.stages()) + 2);
+    sources_.resize(std::size_t(plan.stages()) + 2);
+  }
+
+  // --- forward ---
+
+  bool forward(const ForwardRun& run, std::int64_t first, std::int64_t rows) {
+    begin(run.parameters, run.times, first, rows);
+    std::int64_t offset = 0;
+    for (std::size_t c = 0; c < plan_.components.size(); ++c) {
+      const std::int64_t n = plan_.components[c].elements;
+      in_rows().load(run.y0[c], first, rows, n, y_ + offset);
+      offset += n * lanes_;
+    }
+    std::size_t next_saved = 0;
+    const auto save = [&](int point) {
+      if (next_saved < plan_.saved.size() && plan_.saved[next_saved] == point) {
+        for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+          in_rows().store(y_ + at, n, run.saved[c], std::int64_t(next_saved) * plan_.rows + first,
+                          rows);
+        });
+        ++next_saved;
+      }
+    };
+    for (int i = 0; i < plan_.steps(); ++i) {
+      save(i);
+      if (!run.stored.empty() && !store_state(run, i, first, rows)) {
+        return false;
+      }
+      if (!evaluate_stages(i)) {
+        return false;
+      }
+      const double h = plan_.points[std::size_t(i) + 1] - plan_.points[std::size_t(i)];
+      for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+        increment(c, h, plan_.b, plan_.stages(), y_ + at, next_ + at, n);
+      });
+      std::swap(y_, next_);
+      if (!std::isfinite(k_.largest(y_, elements_ * lanes_))) {
+        return false;
+      }
+    }
+    save(plan_.steps());
+    return true;
+  }
+
+  // --- backward ---
+
+  struct Sums {
+    T* parameters = nullptr;        // TilePlan::sum_numbers, in the accumulators' layout
+    T* times = nullptr;             // [times, TilePlan::times]
+    double* steps = nullptr;        // [steps]
+    LedgerEntry* ledger = nullptr;  // [steps], last step first
+    std::int64_t vjps = 0;
+    bool used = false;
+  };
+
+  bool backward(const BackwardRun& run, std::int64_t first, std::int64_t rows, Sums& sums) {
+    begin(run.parameters, run.times, first, rows);
+    AdjointScale scale(plan_.scaling, plan_.compute);
+    std::fill_n(a_, elements_ * lanes_, T(0));
+    int next_saved = int(plan_.saved.size());
+    // loss_ = dLoss/dy at this point; false when it was not saved.
+    const auto load_loss = [&](int point) {
+      if (next_saved == 0 || plan_.saved[std::size_t(next_saved) - 1] != point) {
+        return false;
+      }
+      --next_saved;
+      for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+        if (run.saved_bar[c].data == nullptr) {
+          std::fill_n(loss_ + at, n * lanes_, T(0));
+          return;
+        }
+        in_rows().load(run.saved_bar[c], std::int64_t(next_saved) * plan_.rows + first, rows, n,
+                       loss_ + at);
+        for (std::int64_t e = 0; e < n; ++e) {  // lanes without a row have no cotangent
+          std::fill(loss_ + at + e * lanes_ + rows, loss_ + at + (e + 1) * lanes_, T(0));
+        }
+      });
+      return true;
+    };
+    if (load_loss(plan_.steps())) {
+      k_.add(a_, loss_, elements_ * lanes_);
+    }
+    for (int i = plan_.steps() - 1; i >= 0; --i) {
+      scale.begin_step(i, plan_.points[std::size_t(i)]);
+      for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+        in_rows().load(run.stored[c], std::int64_t(i) * plan_.rows + first, rows, n, y_ + at);
+        unscale(c, y_ + at, n);
+      });
+      if (!evaluate_stages(i) || !pull_back(i, scale, sums)) {
+        return false;
+      }
+      const bool has_loss = load_loss(i);
+      const double h = plan_.points[std::size_t(i) + 1] - plan_.points[std::size_t(i)];
+      for_components([&](std::size_t, std::int64_t at, std::int64_t n) {
+        int terms = 0;
+        add_term(terms, 1.0, a_ + at);
+        if (has_loss) {
+          add_term(terms, 1.0, loss_ + at);
+        }
+        for (int s = plan_.stages() - 1; s >= 0; --s) {
+          if (!zero_[std::size_t(s)]) {
+            add_term(terms, h * factor_[std::size_t(s)], product(s) + at);
+          }
+        }
+        k_.combine(a_ + at, coefficients_.data(), sources_.data(), terms, n * lanes_);
+      });
+      merge(sums.ledger[plan_.steps() - 1 - i], scale.end_step(), sums.used);
+    }
+    for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+      in_rows().store(a_ + at, n, run.y0_bar[c], first, rows);
+    });
+    sums.used = true;
+    return std::isfinite(k_.largest(a_, elements_ * lanes_));
+  }
+
+ private:
+  static std::int64_t numbers(const IntegrationPlan& plan, std::int64_t lanes, bool backward) {
+    const TilePlan& v = *plan.velocity;
+    std::int64_t elements = 0, widest = 0;
+    for (const auto& c : plan.components) {
+      elements += c.elements;
+      widest = std::max<std::int64_t>(widest, c.elements);
+    }
+    for (const TilePort& port : v.rows_constant) {
+      widest = std::max<std::int64_t>(widest, port.elements);
+    }
+    const std::int64_t stages = plan.stages();
+    std::int64_t n = (v.scratch + stages * v.kept + 2 * elements + widest) * lanes;
+    if (backward) {
+      n += (3 + stages) * elements * lanes + transposed_numbers(v, lanes) +
+           Arena<T>::padded(v.sum_numbers);
+    }
+    return n;
+  }
+
+  Rows<T> in_rows() const { return {k_, lanes_, room_}; }
+
+  template <class F>
+  void for_components(F&& f) {  // f(component, first number, elements)
+    std::int64_t at = 0;
+    for (std::size_t c = 0; c < plan_.components.size(); ++c) {
+      f(c, at, std::int64_t(plan_.components[c].elements));
+      at += plan_.components[c].elements * lanes_;
+    }
+  }
+
+  T* kept_of(int s) const { return kept_ + std::int64_t(s) * v_.kept * lanes_; }
+  T* product(int s) const { return products_ + std::int64_t(s) * elements_ * lanes_; }
+  const T* slope(int s, std::size_t c) const {
+    return kept_of(s) + std::int64_t(v_.rows_out[c].ref.offset) * lanes_;
+  }
+
+  void add_term(int& terms, double coefficient, const T* source) {
+    coefficients_[std::size_t(terms)] = T(coefficient);
+    sources_[std::size_t(terms)] = source;
+    ++terms;
+  }
+
+  // out = h sum_j weights_j k_j + y, the increment first.
+  void increment(std::size_t c, double h, const std::vector<double>& weights, int stages,
+                 const T* y, T* out, std::int64_t n) {
+    int terms = 0;
+    for (int j = 0; j < stages; ++j) {
+      if (weights[std::size_t(j)] != 0) {
+        add_term(terms, h * weights[std::size_t(j)], slope(j, c));
+      }
+    }
+    add_term(terms, 1.0, y);
+    k_.combine(out, coefficients_.data(), sources_.data(), terms, n * lanes_);
+  }
+
+  void begin(ConstArray parameters, ConstArray times, std::int64_t first, std::int64_t rows) {
+    m_.parameter = static_cast<const T*>(parameters.data);
+    times_ = static_cast<const T*>(times.data);
+    for (std::size_t p = 0; p < v_.rows_constant.size(); ++p) {
+      const TilePort& port = v_.rows_constant[p];
+      T* to = kept_of(0) + std::int64_t(port.ref.offset) * lanes_;
+      in_rows().load(plan_.constants_by_row[p], first, rows, port.elements, to);
+      for (int s = 1; s < plan_.stages(); ++s) {
+        std::copy_n(to, port.elements * lanes_,
+                    kept_of(s) + std::int64_t(port.ref.offset) * lanes_);
+      }
+    }
+  }
+
+  void enter_stage(int i, int s) {
+    m_.kept = kept_of(s);
+    if (v_.times > 0) {
+      m_.time = times_ + std::int64_t(plan_.time_index[std::size_t(i * plan_.stages() + s)]) *
+                             v_.times;
+    }
+  }
+
+  // Slopes of step i from y_, each stage's values in its own memory.
+  bool evaluate_stages(int i) {
+    const double h = plan_.points[std::size_t(i) + 1] - plan_.points[std::size_t(i)];
+    bool finite = true;
+    for (int s = 0; s < plan_.stages(); ++s) {
+      enter_stage(i, s);
+      for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+        const TilePort& port = v_.rows_in[c];
+        T* point = m_.at(port.ref);
+        increment(c, h, plan_.a[std::size_t(s)], int(plan_.a[std::size_t(s)].size()), y_ + at,
+                  point, n);
+        if (facts(port.dtype).p < facts(dtype_of<T>).p) {
+          round_to_dtype(port.dtype, point, n * lanes_);
+        }
+      });
+      run_tile<T>(v_, v_.forward, m_, nullptr);
+      for (std::size_t c = 0; c < plan_.components.size(); ++c) {
+        finite = finite && std::isfinite(k_.largest(slope(s, c),
+                                                    plan_.components[c].elements * lanes_));
+      }
+    }
+    return finite;
+  }
+
+  bool store_state(const ForwardRun& run, int i, std::int64_t first, std::int64_t rows) {
+    bool fits = true;
+    for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+      const auto& format = plan_.components[c];
+      const T* state = y_ + at;
+      if (format.stored_exponent != 0) {
+        const T factor = T(std::ldexp(1.0, format.stored_exponent));
+        k_.combine(next_ + at, &factor, &state, 1, n * lanes_);
+        state = next_ + at;
+      }
+      const std::int64_t row = std::int64_t(i) * plan_.rows + first;
+      in_rows().store(state, n, run.stored[c], row, rows);
+      if (facts(format.stored).p < facts(dtype_of<T>).p) {
+        const T* back = cpu::load(ConstArray(run.stored[c]), row * n, rows * n, room_);
+        for (std::int64_t r = 0; r < rows * n; ++r) {
+          fits &= std::isfinite(back[r]);
+        }
+      }
+      if (plan_.restart_from_stored) {
+        in_rows().load(run.stored[c], row, rows, n, y_ + at);
+        unscale(c, y_ + at, n);
+      }
+    });
+    return fits;
+  }
+
+  void unscale(std::size_t c, T* y, std::int64_t n) {
+    const int exponent = plan_.components[c].stored_exponent;
+    if (exponent != 0) {
+      const T factor = T(std::ldexp(1.0, -exponent));
+      const T* const source = y;
+      k_.combine(y, &factor, &source, 1, n * lanes_);
+    }
+  }
+
+  bool pull_back(int i, AdjointScale& scale, Sums& sums) {
+    const double h = plan_.points[std::size_t(i) + 1] - plan_.points[std::size_t(i)];
+    const int stages = plan_.stages();
+    double g = 0;
+    double pending = 0;  // factor of what m_.sums holds for parameters; 0: nothing
+    for (int s = stages - 1; s >= 0; --s) {
+      enter_stage(i, s);
+      T magnitude = 0;
+      for_components([&](std::size_t, std::int64_t at, std::int64_t n) {
+        int terms = 0;
+        add_term(terms, plan_.b[std::size_t(s)], a_ + at);
+        for (int j = stages - 1; j > s; --j) {
+          const double a_js = plan_.a[std::size_t(j)][std::size_t(s)];
+          if (a_js != 0 && !zero_[std::size_t(j)]) {
+            add_term(terms, h * a_js * factor_[std::size_t(j)], product(j) + at);
+          }
+        }
+        k_.combine(u_ + at, coefficients_.data(), sources_.data(), terms, n * lanes_);
+      });
+      magnitude = k_.largest(u_, elements_ * lanes_);
+      if (!std::isfinite(magnitude)) {
+        return false;
+      }
+      zero_[std::size_t(s)] = magnitude == 0;
+      if (magnitude == 0) {
+        continue;
+      }
+      scale.begin_vjp(double(magnitude));
+      T largest = 0;
+      std::int64_t underflows = 0;
+      while (!cotangents(scale.exponent(), largest, underflows)) {
+        ++sums.vjps;
+        if (!scale.retry()) {
+          return false;
+        }
+      }
+      ++sums.vjps;
+      const double factor = std::ldexp(1.0, -scale.exponent());
+      scale.end_vjp(double(largest), underflows);
+      factor_[std::size_t(s)] = factor;
+      for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+        const TilePort& port = v_.rows_bar[c];
+        if (port.ref.space == TileSpace::none) {
+          std::fill_n(product(s) + at, n * lanes_, T(0));
+        } else {
+          std::copy_n(m_.at(port.ref), n * lanes_, product(s) + at);
+        }
+        g += k_.dot(slope(s, c), u_ + at, n * lanes_);
+      });
+      if (!std::isfinite(k_.largest(product(s), elements_ * lanes_))) {
+        return false;
+      }
+      if (pending != 0 && pending != h * factor) {
+        flush_parameters(pending, sums);
+      }
+      pending = h * factor;
+      if (v_.narrow_cotangents) {
+        run_tile<T>(v_, sum_instructions(), m_, nullptr);
+      }
+      flush_times(i, s, h * factor, sums);
+    }
+    if (pending != 0) {
+      flush_parameters(pending, sums);
+    }
+    sums.steps[i] += g;
+    return true;
+  }
+
+  // Where cotangents can overflow, sums over rows come last (TilePlan::backward), so that a VJP done
+  // again has nothing to undo.
+  std::span<const TileInstruction> sum_instructions() const {
+    const auto is_sum = [](const TileInstruction& i) { return i.out.space == TileSpace::sums; };
+    const auto first = std::find_if(v_.backward.begin(), v_.backward.end(), is_sum);
+    return {first, v_.backward.end()};
+  }
+
+  // Seeds, and the reverse sweep of the stage entered. False when a cotangent overflowed.
+  bool cotangents(int exponent, T& largest, std::int64_t& underflows) {
+    const T scale = T(std::ldexp(1.0, exponent));
+    largest = 0;
+    underflows = 0;
+    bool fits = true;
+    for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+      const TilePort& port = v_.seeds[c];
+      T* seed = m_.at(port.ref);
+      const T* const u = u_ + at;
+      k_.combine(seed, &scale, &u, 1, n * lanes_);
+      if (facts(port.dtype).p < facts(dtype_of<T>).p) {
+        round_to_dtype(port.dtype, seed, n * lanes_);
+        for (std::int64_t r = 0; r < n * lanes_; ++r) {
+          underflows += seed[r] == T(0) && u[r] != T(0);
+        }
+      }
+      const T most = k_.largest(seed, n * lanes_);
+      fits = fits && std::isfinite(most);
+      largest = std::max(largest, most);
+    });
+    if (!fits) {
+      return false;
+    }
+    if (!v_.narrow_cotangents) {
+      run_tile<T>(v_, v_.backward, m_, nullptr);
+      return true;
+    }
+    const std::span<const TileInstruction> all = v_.backward;
+    run_tile<T>(v_, all.first(all.size() - sum_instructions().size()), m_, &largest);
+    return std::isfinite(largest);
+  }
+
+  void flush_parameters(double factor, Sums& sums) {
+    for (const TileSum& sum : v_.sums) {
+      if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
+        k_.flush(sums.parameters + sum.offset, m_.sums + sum.offset, T(factor), numbers_of(sum));
+      }
+    }
+  }
+
+  void flush_times(int i, int s, double factor, Sums& sums) {
+    for (const TileSum& sum : v_.sums) {
+      if (sum.target_offset >= 0 && sum.target == TileSpace::time) {
+        T* acc = m_.sums + sum.offset;
+        T* total = sums.times +
+                   std::int64_t(plan_.time_index[std::size_t(i * plan_.stages() + s)]) * v_.times +
+                   sum.target_offset;
+        add_sum(sum, acc, T(factor), total);
+        std::fill_n(acc, numbers_of(sum), T(0));
+      }
+    }
+  }
+
+ public:
+  static void merge(LedgerEntry& all, const LedgerEntry& one, bool used) {
+    if (!used) {
+      all = one;
+      return;
+    }
+    all.min_exponent = std::min(all.min_exponent, one.min_exponent);
+    all.max_exponent = std::max(all.max_exponent, one.max_exponent);
+    all.max_magnitude = std::max(all.max_magnitude, one.max_magnitude);
+    all.retries += one.retries;
+    all.underflows += one.underflows;
+  }
+
+  static std::int64_t numbers_of(const TileSum& sum) {
+    return sum.by_lane ? std::int64_t(sum.elements) * tile_vector
+                       : std::int64_t(sum.elements / sum.columns) * sum.stride;
+  }
+  // total += factor * the accumulator's elements.
+  static void add_sum(const TileSum& sum, const T* acc, T factor, T* total) {
+    if (sum.by_lane) {
+      lane_kernels<T>().flush_by_lane(total, acc, factor, sum.elements);
+      return;
+    }
+    for (std::int64_t e = 0; e < sum.elements; ++e) {
+      total[e] += factor * acc[e / sum.columns * sum.stride + e % sum.columns];
+    }
+  }
+
+ private:
+  const IntegrationPlan& plan_;
+  const TilePlan& v_;
+  const LaneKernels<T>& k_;
+  std::int64_t lanes_;
+  std::int64_t elements_ = 0, widest_ = 0;
+  Arena<T> arena_;
+  TileMemory<T> m_;
+  const T* times_ = nullptr;
+  T *kept_ = nullptr, *y_ = nullptr, *next_ = nullptr, *room_ = nullptr;
+  T *a_ = nullptr, *u_ = nullptr, *products_ = nullptr, *loss_ = nullptr;
+  std::vector<double> factor_;
+  std::vector<char> zero_;
+  std::vector<T> coefficients_;
+  std::vector<const T*> sources_;
+};
+
+// Tiles, and the groups they are dealt to.
+struct Tiling {
+  std::int64_t lanes, tiles, groups, rows;
+  explicit Tiling(const IntegrationPlan& plan)
+      : lanes(tile_lanes(plan)),
+        tiles((plan.rows + lanes - 1) / lanes),
+        groups(std::min(tiles, most_groups)),
+        rows(plan.rows) {}
+  std::int64_t first_tile(std::int64_t group) const { return group * tiles / groups; }
+  std::int64_t first_row(std::int64_t tile) const { return tile * lanes; }
+  std::int64_t rows_in(std::int64_t tile) const { return std::min(lanes, rows - tile * lanes); }
+};
+
+// body(group, worker): groups run on threads, each thread with a worker of its own.
+template <class T, class Body>
+bool for_each_group(const IntegrationPlan& plan, const Tiling& tiling, bool backward, Body&& body) {
+  const int workers = int(std::min<std::int64_t>(threads(), tiling.groups));
+  std::vector<std::unique_ptr<Worker<T>>> worker;  // allocated here: nothing throws in a thread
+  for (int w = 0; w < std::max(workers, 1); ++w) {
+    worker.push_back(std::make_unique<Worker<T>>(plan, tiling.lanes, backward));
+  }
+  std::atomic<bool> good{true};
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static) num_threads(workers) if (workers > 1)
+#endif
+  for (std::int64_t group = 0; group < tiling.groups; ++group) {
+#ifdef _OPENMP
+    const int w = omp_get_thread_num();
+#else
+    const int w = 0;
+#endif
+    for (std::int64_t t = tiling.first_tile(group); t < tiling.first_tile(group + 1); ++t) {
+      if (good.load(std::memory_order_relaxed) && !body(group, *worker[std::size_t(w)], t)) {
+        good.store(false, std::memory_order_relaxed);
+      }
+    }
+  }
+  return good;
+}
+
+template <class T>
+bool forward(const IntegrationPlan& plan, ForwardRun& run) {
+  const Tiling tiling(plan);
+  return for_each_group<T>(
+      plan, tiling, false, [&](std::int64_t, Worker<T>& worker, std::int64_t t) {
+        return worker.forward(run, tiling.first_row(t), tiling.rows_in(t));
+      });
+}
+
+template <class T>
+bool backward(const IntegrationPlan& plan, BackwardRun& run) {
+  const Tiling tiling(plan);
+  const TilePlan& v = *plan.velocity;
+  const std::int64_t parameters = Arena<T>::padded(v.sum_numbers);
+  const std::int64_t times = Arena<T>::padded(std::int64_t(plan.times()) * v.times);
+  Arena<T> arena(tiling.groups * (parameters + times));
+  std::vector<typename Worker<T>::Sums> sums(std::size_t(tiling.groups));
+  std::vector<double> steps(std::size_t(tiling.groups) * std::size_t(plan.steps()));
+  std::vector<LedgerEntry> ledgers(steps.size());
+  for (std::int64_t group = 0; group < tiling.groups; ++group) {
+    auto& s = sums[std::size_t(group)];
+    s.parameters = arena.take(parameters);
+    s.times = arena.take(times);
+    s.steps = steps.data() + group * plan.steps();
+    s.ledger = ledgers.data() + group * plan.steps();
+  }
+  const bool good = for_each_group<T>(
+      plan, tiling, true, [&](std::int64_t group, Worker<T>& worker, std::int64_t t) {
+        return worker.backward(run, tiling.first_row(t), tiling.rows_in(t),
+                               sums[std::size_t(group)]);
+      });
+  if (!good) {
+    return false;
+  }
+  T* parameters_bar = static_cast<T*>(run.parameters_bar.data);
+  T* times_bar = static_cast<T*>(run.times_bar.data);
+  std::fill_n(parameters_bar, run.parameters_bar.count, T(0));
+  std::fill_n(times_bar, run.times_bar.count, T(0));
+  run.step_bar.assign(std::size_t(plan.steps()), 0.0);
+  run.ledger.assign(ledgers.begin(), ledgers.begin() + plan.steps());
+  run.vjps = 0;
+  for (std::int64_t group = 0; group < tiling.groups; ++group) {
+    const auto& s = sums[std::size_t(group)];
+    for (const TileSum& sum : v.sums) {
+      if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
+        Worker<T>::add_sum(sum, s.parameters + sum.offset, T(1),
+                           parameters_bar + sum.target_offset);
+      }
+    }
+    for (std::int64_t n = 0; n < run.times_bar.count; ++n) {
+      times_bar[n] += s.times[n];
+    }
+    for (int i = 0; i < plan.steps(); ++i) {
+      run.step_bar[std::size_t(i)] += s.steps[i];
+      Worker<T>::merge(run.ledger[std::size_t(i)], s.ledger[i], group > 0);
+    }
+    run.vjps += s.vjps;
+  }
+  for (std::int64_t n = 0; n < run.parameters_bar.count; ++n) {
+    if (!std::isfinite(parameters_bar[n])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Rows on their own, tile by tile on this thread.
+template <class T>
+void run_rows(const TilePlan& v, RowsRun& run, bool backward) {
+  const LaneKernels<T>& k = lane_kernels<T>();
+  const std::int64_t lanes =
+      std::min<std::int64_t>(64, (run.rows + tile_vector - 1) / tile_vector * tile_vector);
+  std::int64_t widest = 1;
+  for (const auto* ports : {&v.rows_in, &v.rows_out}) {
+    for (const TilePort& port : *ports) {
+      widest = std::max<std::int64_t>(widest, port.elements);
+    }
+  }
+  Arena<T> arena((v.scratch + v.kept + widest) * lanes + transposed_numbers(v, lanes) +
+                 Arena<T>::padded(v.sum_numbers));
+  TileMemory<T> m;
+  m.lanes = lanes;
+  m.parameter = static_cast<const T*>(run.parameters.data);
+  m.scratch = arena.take(v.scratch * lanes);
+  m.kept = arena.take(v.kept * lanes);
+  const Rows<T> rows{k, lanes, arena.take(widest * lanes)};
+  m.transposed = arena.take(transposed_numbers(v, lanes));
+  m.sums = arena.take(Arena<T>::padded(v.sum_numbers));
+  for (std::int64_t first = 0; first < run.rows; first += lanes) {
+    const std::int64_t n = std::min(lanes, run.rows - first);
+    for (std::size_t p = 0; p < v.rows_in.size(); ++p) {
+      rows.load(run.in[p], first, n, v.rows_in[p].elements, m.at(v.rows_in[p].ref));
+    }
+    run_tile<T>(v, v.forward, m, nullptr);
+    if (!backward) {
+      for (std::size_t p = 0; p < v.rows_out.size(); ++p) {
+        rows.store(m.at(v.rows_out[p].ref), v.rows_out[p].elements, run.out[p], first, n);
+      }
+      continue;
+    }
+    for (std::size_t p = 0; p < v.seeds.size(); ++p) {
+      T* seed = m.at(v.seeds[p].ref);
+      rows.load(run.seeds[p], first, n, v.seeds[p].elements, seed);
+      for (std::int64_t e = 0; e < v.seeds[p].elements; ++e) {
+        std::fill(seed + e * lanes + n, seed + (e + 1) * lanes, T(0));
+      }
+    }
+    run_tile<T>(v, v.backward, m, nullptr);
+    for (std::size_t p = 0; p < v.rows_bar.size(); ++p) {
+      if (v.rows_bar[p].ref.space != TileSpace::none) {
+        rows.store(m.at(v.rows_bar[p].ref), v.rows_bar[p].elements, run.in_bar[p], first, n);
+      }
+    }
+  }
+  if (backward) {
+    T* bar = static_cast<T*>(run.parameters_bar.data);
+    std::fill_n(bar, run.parameters_bar.count, T(0));
+    for (const TileSum& sum : v.sums) {
+      if (sum.target_offset >= 0) {
+        Worker<T>::add_sum(sum, m.sums + sum.offset, T(1), bar + sum.target_offset);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cpu
+
+void evaluate_rows(const TilePlan& plan, RowsRun& run) {
+  run.arithmetic == DType::f64 ? cpu::run_rows<double>(plan, run, false)
+                               : cpu::run_rows<float>(plan, run, false);
+}
+void pull_back_rows(const TilePlan& plan, RowsRun& run) {
+  run.arithmetic == DType::f64 ? cpu::run_rows<double>(plan, run, true)
+                               : cpu::run_rows<float>(plan, run, true);
+}
+
+bool integrate_forward(const IntegrationPlan& plan, ForwardRun& run) {
+  return plan.arithmetic == DType::f64 ? cpu::forward<double>(plan, run)
+                                       : cpu::forward<float>(plan, run);
+}
+
+bool integrate_backward(const IntegrationPlan& plan, BackwardRun& run) {
+  return plan.arithmetic == DType::f64 ? cpu::backward<double>(plan, run)
+                                       : cpu::backward<float>(plan, run);
+}
+
+}  // namespace halftape

@@ -1,0 +1,366 @@
+#include "halftape/core/cpu_tiles.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "halftape/core/cpu_kernels.h"
+#include "halftape/core/cpu_lanes.h"
+
+namespace halftape::cpu {
+namespace {
+
+constexpr std::int64_t panel_numbers = 1024;  // of one value: a group's panels stay in L1
+
+template <class T>
+class Tile {
+ public:
+  Tile(const TilePlan& plan, const TileMemory<T>& memory, T* largest)
+      : plan_(plan), m_(memory), largest_(largest), k_(lane_kernels<T>()) {}
+
+  void run(std::span<const TileInstruction> all) {
+    for (std::size_t n = 0; n < all.size();) {
+      std::size_t end = n + 1;
+      while (end < all.size() && all[end].fused) {
+        ++end;
+      }
+      if (end - n > 1) {
+        run_group(all.subspan(n, end - n));
+      } else {
+        run_one(all[n]);
+      }
+      n = end;
+    }
+  }
+
+ private:
+  // --- operands ---
+
+  const T* table(const TileRef& ref) const {
+    return (ref.space == TileSpace::parameter ? m_.parameter : m_.time) + ref.offset;
+  }
+  static bool is_table(const TileRef& ref) {
+    return ref.space == TileSpace::parameter || ref.space == TileSpace::time;
+  }
+  std::int64_t element(const TileOperand& x, std::int64_t e) const {
+    return x.index == TileOperand::same    ? e
+           : x.index == TileOperand::first ? 0
+                                           : plan_.index[std::size_t(x.index + e)];
+  }
+
+  // Results below T's own format are rounded to it, and looked at.
+  void finish(DType dtype, T* out, std::int64_t n) {
+    if (dtype == dtype_of<T> || dtype == DType::boolean) {
+      return;
+    }
+    if (facts(dtype).p < facts(dtype_of<T>).p) {
+      round_to_dtype(dtype, out, n);
+      if (largest_ != nullptr) {
+        const T most = k_.largest(out, n);
+        *largest_ = most != most || *largest_ != *largest_ ? most + *largest_
+                                                           : std::max(*largest_, most);
+      }
+    }
+  }
+
+  // --- groups ---
+
+  void run_one(const TileInstruction& i) {
+    switch (i.kind) {
+      case TileInstruction::Kind::map:
+        return map(i, 0, i.count);
+      case TileInstruction::Kind::gemm:
+        return gemm(i, 0, i.count);
+      case TileInstruction::Kind::copy:
+        return copy(i);
+      case TileInstruction::Kind::outer:
+        return outer(i);
+      case TileInstruction::Kind::product:
+        return product(i);
+      case TileInstruction::Kind::fold:
+        return fold(i);
+      case TileInstruction::Kind::sum_rows:
+        return sum_rows(i);
+    }
+  }
+
+  void run_group(std::span<const TileInstruction> group) {
+    const TileInstruction& head = group[0];
+    // Elements a panel is made of: what the product's blocks give.
+    std::int64_t unit = 1;
+    if (head.kind == TileInstruction::Kind::gemm) {
+      unit = head.loops.batch > 1 ? std::int64_t(head.loops.m) * head.loops.n
+                                  : std::int64_t(6) * head.loops.n;
+    }
+    const std::int64_t panel = std::max<std::int64_t>(1, panel_numbers / (unit * m_.lanes)) * unit;
+    for (std::int64_t e = 0; e < head.count; e += panel) {
+      const std::int64_t end = std::min<std::int64_t>(head.count, e + panel);
+      for (const TileInstruction& i : group) {
+        if (i.kind == TileInstruction::Kind::gemm) {
+          gemm(i, e, end);
+        } else {
+          map(i, e, end);
+        }
+      }
+    }
+  }
+
+  // --- instructions on elements [e0, e1) of their result ---
+
+  void map(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
+    constexpr int most = 5;
+    const MapKernel<T> kernel = map_kernel<T>(i.code);
+    alignas(64) T splats[most][splat_size<T>];
+    const T* x[most];
+    std::int32_t advance[most];
+    bool whole = true;  // one call does it: operands run along with the result
+    for (int k = 0; k < i.operands; ++k) {
+      const TileOperand& in = i.in[std::size_t(k)];
+      advance[k] = 1;
+      if (in.ref.space == TileSpace::none) {
+        x[k] = m_.at(i.out) + e0 * m_.lanes;  // not read
+      } else if (is_table(in.ref)) {
+        advance[k] = 0;
+        x[k] = splats[k];
+        std::fill_n(splats[k], splat_size<T>, table(in.ref)[element(in, e0)]);
+        whole &= in.index == TileOperand::first || e1 - e0 == 1;
+      } else {
+        x[k] = m_.at(in.ref) + element(in, e0) * m_.lanes;
+        whole &= in.index == TileOperand::same || e1 - e0 == 1;
+      }
+    }
+    T* out = m_.at(i.out);
+    if (whole) {
+      kernel(x, advance, out + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+    } else {
+      for (std::int64_t e = e0; e < e1; ++e) {
+        for (int k = 0; k < i.operands; ++k) {
+          const TileOperand& in = i.in[std::size_t(k)];
+          if (in.ref.space == TileSpace::none) {
+            x[k] = out + e * m_.lanes;
+          } else if (is_table(in.ref)) {
+            std::fill_n(splats[k], splat_size<T>, table(in.ref)[element(in, e)]);
+          } else {
+            x[k] = m_.at(in.ref) + element(in, e) * m_.lanes;
+          }
+        }
+        kernel(x, advance, out + e * m_.lanes, m_.lanes);
+      }
+    }
+    finish(i.dtype, out + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+  }
+
+  void gemm(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
+    const TileLoops& l = i.loops;
+    Gemm<T> g{};
+    g.a = table(i.in[0].ref);
+    g.a_row = l.lhs[1];
+    g.a_column = l.lhs[2];
+    g.k = l.k;
+    g.x_stride = l.rhs[1] * m_.lanes;
+    g.c_stride = l.out[1] * m_.lanes;
+    g.m = l.m;
+    const T* x = m_.at(i.in[1].ref);
+    T* c = m_.at(i.out);
+    const bool narrow = facts(i.dtype).p < facts(dtype_of<T>).p;
+    const T* bias = i.bias.space == TileSpace::none ? nullptr : table(i.bias);
+    g.bias = narrow ? nullptr : bias;  // otherwise added after the product has been rounded
+    const bool rows_joined = l.n == 1 || (l.out[2] == 1 && l.rhs[2] == 1);
+    const std::int64_t n_calls = rows_joined ? 1 : l.n;
+    g.n = (rows_joined ? l.n : 1) * m_.lanes;
+    std::int64_t b0 = 0, b1 = l.batch, m0 = 0;
+    if (e1 - e0 < i.count) {
+      if (l.batch > 1) {
+        b0 = e0 / (std::int64_t(l.m) * l.n);
+        b1 = e1 / (std::int64_t(l.m) * l.n);
+      } else {
+        m0 = e0 / l.n;
+        g.m = e1 / l.n - m0;
+      }
+    }
+    g.a += m0 * g.a_row;
+    if (bias != nullptr) {
+      bias += m0;
+      g.bias = narrow ? nullptr : bias;
+    }
+    for (std::int64_t b = b0; b < b1; ++b) {
+      for (std::int64_t n = 0; n < n_calls; ++n) {
+        g.x = x + (b * l.rhs[0] + n * l.rhs[2]) * m_.lanes;
+        g.c = c + (b * l.out[0] + n * l.out[2]) * m_.lanes + m0 * g.c_stride;
+        if (l.k == 0) {
+          for (std::int64_t r = 0; r < g.m; ++r) {
+            std::fill_n(g.c + r * g.c_stride, g.n, bias != nullptr ? bias[r] : T(0));
+          }
+        } else {
+          k_.gemm(g);
+        }
+      }
+    }
+    if (narrow) {
+      finish(i.dtype, c + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+      if (bias != nullptr) {
+        for (std::int64_t e = e0; e < e1; ++e) {
+          T* row = c + e * m_.lanes;
+          const T b = bias[l.batch > 1 ? e % l.m : e - e0];
+          for (std::int64_t r = 0; r < m_.lanes; ++r) {
+            row[r] += b;
+          }
+        }
+        finish(i.dtype, c + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+      }
+    }
+  }
+
+  void copy(const TileInstruction& i) {
+    const TileOperand& in = i.in[0];
+    T* out = m_.at(i.out) + i.out_first * m_.lanes;
+    if (is_table(in.ref)) {
+      for (std::int64_t e = 0; e < i.count; ++e) {
+        const std::int64_t from = element(in, e);
+        std::fill_n(out + e * m_.lanes, m_.lanes,
+                    from < 0 ? T(0) : table(in.ref)[from + i.in_first]);
+      }
+    } else if (in.index == TileOperand::same) {
+      std::copy_n(m_.at(in.ref) + i.in_first * m_.lanes, i.count * m_.lanes, out);
+    } else {
+      for (std::int64_t e = 0; e < i.count; ++e) {
+        const std::int64_t from = element(in, e);
+        if (from < 0) {
+          std::fill_n(out + e * m_.lanes, m_.lanes, T(0));
+        } else {
+          std::copy_n(m_.at(in.ref) + (from + i.in_first) * m_.lanes, m_.lanes,
+                      out + e * m_.lanes);
+        }
+      }
+    }
+    finish(i.dtype, out, i.count * m_.lanes);
+  }
+
+  void outer(const TileInstruction& i) {
+    const TileLoops& l = i.loops;
+    const TileSum& sum = plan_.sums[std::size_t(i.out.offset)];
+    T* sums = m_.sums + sum.offset;
+    const T* g = m_.at(i.in[0].ref);
+    const T* x = m_.at(i.in[1].ref);
+    for (std::int64_t b = 0; b < l.batch; ++b) {
+      for (std::int64_t n = 0; n < l.n; ++n) {
+        const T* gb = g + (b * l.lhs[0] + n * l.lhs[2]) * m_.lanes;
+        const T* xb = x + (b * l.rhs[0] + n * l.rhs[2]) * m_.lanes;
+        if (sum.by_lane) {
+          k_.outer_by_lane({l.m, l.k, m_.lanes, gb, l.lhs[1] * m_.lanes, xb, l.rhs[1] * m_.lanes,
+                            sums});
+          continue;
+        }
+        k_.transpose(xb, l.rhs[1] * m_.lanes, m_.transposed, sum.stride, l.k, m_.lanes);
+        Gemm<T> gemm{};
+        gemm.m = l.m;
+        gemm.n = sum.stride;
+        gemm.k = m_.lanes;
+        gemm.a = gb;
+        gemm.a_row = l.lhs[1] * m_.lanes;
+        gemm.a_column = 1;
+        gemm.x = m_.transposed;
+        gemm.x_stride = sum.stride;
+        gemm.c = sums;
+        gemm.c_stride = sum.stride;
+        gemm.accumulate = true;
+        k_.gemm(gemm);
+      }
+    }
+  }
+
+  void product(const TileInstruction& i) {
+    const TileLoops& l = i.loops;
+    const T* x = m_.at(i.in[0].ref);
+    const T* z = m_.at(i.in[1].ref);
+    T* out = m_.at(i.out);
+    for (std::int64_t b = 0; b < l.batch; ++b) {
+      for (std::int64_t m = 0; m < l.m; ++m) {
+        for (std::int64_t n = 0; n < l.n; ++n) {
+          T* o = out + (b * l.out[0] + m * l.out[1] + n * l.out[2]) * m_.lanes;
+          std::fill_n(o, m_.lanes, T(0));
+          for (std::int64_t k = 0; k < l.k; ++k) {
+            k_.multiply_add(o, x + (b * l.lhs[0] + m * l.lhs[1] + k * l.lhs[2]) * m_.lanes,
+                            z + (b * l.rhs[0] + k * l.rhs[1] + n * l.rhs[2]) * m_.lanes, m_.lanes);
+          }
+        }
+      }
+    }
+    finish(i.dtype, out, i.count * m_.lanes);
+  }
+
+  void fold(const TileInstruction& i) {
+    const T* x = m_.at(i.in[0].ref);
+    T* out = m_.at(i.out);
+    const std::int64_t run = i.inner * m_.lanes;
+    const MapKernel<T> extreme = map_kernel<T>(
+        {std::int16_t(i.reduction == Reduction::max ? scalar_op_index<Max>()
+                                                    : scalar_op_index<Min>()),
+         -1, -1});
+    for (std::int64_t o = 0; o < i.outer; ++o) {
+      T* to = out + o * run;
+      const T* from = x + o * i.length * run;
+      if (i.length == 0) {
+        std::fill_n(to, run, T(0));
+        continue;
+      }
+      std::copy_n(from, run, to);
+      for (std::int64_t j = 1; j < i.length; ++j) {
+        if (i.reduction == Reduction::sum) {
+          k_.add(to, from + j * run, run);
+        } else {
+          const T* const operands[] = {to, from + j * run};
+          const std::int32_t advance[] = {1, 1};
+          extreme(operands, advance, to, run);
+        }
+      }
+      if (i.scale != 1.0) {
+        for (std::int64_t r = 0; r < run; ++r) {
+          to[r] *= T(i.scale);
+        }
+      }
+    }
+    finish(i.dtype, out, i.count * m_.lanes);
+  }
+
+  void sum_rows(const TileInstruction& i) {
+    const TileSum& sum = plan_.sums[std::size_t(i.out.offset)];
+    T* sums = m_.sums + sum.offset;
+    const T* x = m_.at(i.in[0].ref);
+    for (std::int64_t e = 0; e < i.count; ++e) {
+      const std::int64_t to = element({{}, i.in[1].index}, e);
+      if (sum.by_lane) {
+        k_.add_by_lane(sums + to * tile_vector, x + e * m_.lanes, m_.lanes, T(i.scale));
+      } else {
+        sums[to / sum.columns * sum.stride + to % sum.columns] +=
+            T(i.scale) * k_.sum(x + e * m_.lanes, m_.lanes);
+      }
+    }
+  }
+
+  const TilePlan& plan_;
+  const TileMemory<T>& m_;
+  T* largest_;
+  const LaneKernels<T>& k_;
+};
+
+}  // namespace
+
+template <class T>
+void run_tile(const TilePlan& plan, std::span<const TileInstruction> instructions,
+              const TileMemory<T>& memory, T* largest) {
+  Tile<T>(plan, memory, largest).run(instructions);
+}
+template void run_tile<float>(const TilePlan&, std::span<const TileInstruction>,
+                              const TileMemory<float>&, float*);
+template void run_tile<double>(const TilePlan&, std::span<const TileInstruction>,
+                               const TileMemory<double>&, double*);
+
+std::int64_t transposed_numbers(const TilePlan& plan, std::int64_t lanes) {
+  std::int64_t widest = 0;
+  for (const TileSum& sum : plan.sums) {
+    widest = std::max<std::int64_t>(widest, sum.by_lane ? 0 : sum.stride);
+  }
+  return widest * lanes;
+}
+
+}  // namespace halftape::cpu

@@ -212,7 +212,7 @@ class Planner {
   const Type& type(ValueId id) const { return derivative_.program.type(id); }
 
   // The value as numbers by row: a table is copied to every row, a deferred product is formed.
-  const Value& rows_value(ValueId id) {
+  Value rows_value(ValueId id) {
     Value& v = value(id);
     switch (v.kind) {
       case Value::Kind::rows:
@@ -225,7 +225,7 @@ class Planner {
         Value rows = new_rows(row_shape(shape));
         emit_copy(rows, v, broadcast_index(shared_shape(v.shape, shape), rows.shape),
                   type(id).dtype);
-        return v = rows;
+        return rows;  // the table stays what it is
       }
       case Value::Kind::product: {
         const Deferred d = deferred_[std::size_t(v.deferred)];

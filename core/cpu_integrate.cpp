@@ -13,10 +13,6 @@
 
 namespace halftape {
 
-int IntegrationPlan::times() const {
-  return time_index.empty() ? 0 : *std::max_element(time_index.begin(), time_index.end()) + 1;
-}
-
 int tile_lanes(const IntegrationPlan& plan) {
   const TilePlan& v = *plan.velocity;
   const std::int64_t size = size_of(plan.arithmetic);
@@ -124,15 +120,15 @@ class Worker {
 
   // --- forward ---
 
-  bool forward(const ForwardRun& run, std::int64_t first, std::int64_t rows) {
-    begin(run.parameters, run.times, first, rows);
-    std::int64_t offset = 0;
-    for (std::size_t c = 0; c < plan_.components.size(); ++c) {
-      const std::int64_t n = plan_.components[c].elements;
-      in_rows().load(run.y0[c], first, rows, n, y_ + offset);
-      offset += n * lanes_;
-    }
-    std::size_t next_saved = 0;
+  bool forward(const Stretch& stretch, const ForwardRun& run, std::int64_t first,
+               std::int64_t rows) {
+    begin(stretch, run.parameters, first, rows);
+    for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+      in_rows().load(run.state[c], first, rows, n, y_ + at);
+    });
+    auto next_saved = std::size_t(
+        std::lower_bound(plan_.saved.begin(), plan_.saved.end(), stretch.first) -
+        plan_.saved.begin());
     const auto save = [&](int point) {
       if (next_saved < plan_.saved.size() && plan_.saved[next_saved] == point) {
         for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
@@ -142,7 +138,7 @@ class Worker {
         ++next_saved;
       }
     };
-    for (int i = 0; i < plan_.steps(); ++i) {
+    for (int i = stretch.first; i < stretch.last; ++i) {
       save(i);
       if (!run.stored.empty() && !store_state(run, i, first, rows)) {
         return false;
@@ -159,7 +155,12 @@ class Worker {
         return false;
       }
     }
-    save(plan_.steps());
+    if (stretch.last == plan_.steps()) {
+      save(stretch.last);
+    }
+    for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+      in_rows().store(y_ + at, n, run.state[c], first, rows);
+    });
     return true;
   }
 
@@ -168,17 +169,22 @@ class Worker {
   struct Sums {
     T* parameters = nullptr;        // TilePlan::sum_numbers, in the accumulators' layout
     T* times = nullptr;             // [times, TilePlan::times]
-    double* steps = nullptr;        // [steps]
-    LedgerEntry* ledger = nullptr;  // [steps], last step first
+    double* steps = nullptr;        // [steps of the stretch]
+    LedgerEntry* ledger = nullptr;  // the same, last step first
     std::int64_t vjps = 0;
     bool used = false;
   };
 
-  bool backward(const BackwardRun& run, std::int64_t first, std::int64_t rows, Sums& sums) {
-    begin(run.parameters, run.times, first, rows);
-    AdjointScale scale(plan_.scaling, plan_.compute);
-    std::fill_n(a_, elements_ * lanes_, T(0));
-    int next_saved = int(plan_.saved.size());
+  bool backward(const Stretch& stretch, const BackwardRun& run, std::int64_t first,
+                std::int64_t rows, AdjointScale& scale, Sums& sums) {
+    begin(stretch, run.parameters, first, rows);
+    for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+      load_cotangent(run.adjoint[c], first, rows, n, a_ + at);
+    });
+    const bool at_end = stretch.last == plan_.steps();
+    int next_saved = int(std::upper_bound(plan_.saved.begin(), plan_.saved.end(),
+                                          at_end ? stretch.last : stretch.last - 1) -
+                         plan_.saved.begin());
     // loss_ = dLoss/dy at this point; false when it was not saved.
     const auto load_loss = [&](int point) {
       if (next_saved == 0 || plan_.saved[std::size_t(next_saved) - 1] != point) {
@@ -190,18 +196,15 @@ class Worker {
           std::fill_n(loss_ + at, n * lanes_, T(0));
           return;
         }
-        in_rows().load(run.saved_bar[c], std::int64_t(next_saved) * plan_.rows + first, rows, n,
+        load_cotangent(run.saved_bar[c], std::int64_t(next_saved) * plan_.rows + first, rows, n,
                        loss_ + at);
-        for (std::int64_t e = 0; e < n; ++e) {  // lanes without a row have no cotangent
-          std::fill(loss_ + at + e * lanes_ + rows, loss_ + at + (e + 1) * lanes_, T(0));
-        }
       });
       return true;
     };
-    if (load_loss(plan_.steps())) {
+    if (at_end && load_loss(plan_.steps())) {
       k_.add(a_, loss_, elements_ * lanes_);
     }
-    for (int i = plan_.steps() - 1; i >= 0; --i) {
+    for (int i = stretch.last - 1; i >= stretch.first; --i) {
       scale.begin_step(i, plan_.points[std::size_t(i)]);
       for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
         in_rows().load(run.stored[c], std::int64_t(i) * plan_.rows + first, rows, n, y_ + at);
@@ -225,10 +228,10 @@ class Worker {
         }
         k_.combine(a_ + at, coefficients_.data(), sources_.data(), terms, n * lanes_);
       });
-      merge(sums.ledger[plan_.steps() - 1 - i], scale.end_step(), sums.used);
+      merge(sums.ledger[stretch.last - 1 - i], scale.end_step(), sums.used);
     }
     for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
-      in_rows().store(a_ + at, n, run.y0_bar[c], first, rows);
+      in_rows().store(a_ + at, n, run.adjoint[c], first, rows);
     });
     sums.used = true;
     return std::isfinite(k_.largest(a_, elements_ * lanes_));
@@ -290,9 +293,19 @@ class Worker {
     k_.combine(out, coefficients_.data(), sources_.data(), terms, n * lanes_);
   }
 
-  void begin(ConstArray parameters, ConstArray times, std::int64_t first, std::int64_t rows) {
+  // Lanes without a row have no cotangent.
+  void load_cotangent(ConstArray from, std::int64_t first, std::int64_t rows, std::int64_t n,
+                      T* to) const {
+    in_rows().load(from, first, rows, n, to);
+    for (std::int64_t e = 0; e < n; ++e) {
+      std::fill(to + e * lanes_ + rows, to + (e + 1) * lanes_, T(0));
+    }
+  }
+
+  void begin(const Stretch& stretch, ConstArray parameters, std::int64_t first,
+             std::int64_t rows) {
+    stretch_ = &stretch;
     m_.parameter = static_cast<const T*>(parameters.data);
-    times_ = static_cast<const T*>(times.data);
     for (std::size_t p = 0; p < v_.rows_constant.size(); ++p) {
       const TilePort& port = v_.rows_constant[p];
       T* to = kept_of(0) + std::int64_t(port.ref.offset) * lanes_;
@@ -307,9 +320,12 @@ class Worker {
   void enter_stage(int i, int s) {
     m_.kept = kept_of(s);
     if (v_.times > 0) {
-      m_.time = times_ + std::int64_t(plan_.time_index[std::size_t(i * plan_.stages() + s)]) *
-                             v_.times;
+      m_.time = static_cast<const T*>(stretch_->times.data) + time_of(i, s) * v_.times;
     }
+  }
+
+  std::int64_t time_of(int i, int s) const {
+    return stretch_->time_index[std::size_t((i - stretch_->first) * plan_.stages() + s)];
   }
 
   // Slopes of step i from y_, each stage's values in its own memory.
@@ -435,7 +451,7 @@ class Worker {
     if (pending != 0) {
       flush_parameters(pending, sums);
     }
-    sums.steps[i] += g;
+    sums.steps[i - stretch_->first] += g;
     return true;
   }
 
@@ -492,9 +508,7 @@ class Worker {
     for (const TileSum& sum : v_.sums) {
       if (sum.target_offset >= 0 && sum.target == TileSpace::time) {
         T* acc = m_.sums + sum.offset;
-        T* total = sums.times +
-                   std::int64_t(plan_.time_index[std::size_t(i * plan_.stages() + s)]) * v_.times +
-                   sum.target_offset;
+        T* total = sums.times + time_of(i, s) * v_.times + sum.target_offset;
         add_sum(sum, acc, T(factor), total);
         std::fill_n(acc, numbers_of(sum), T(0));
       }
@@ -537,7 +551,7 @@ class Worker {
   std::int64_t elements_ = 0, widest_ = 0;
   Arena<T> arena_;
   TileMemory<T> m_;
-  const T* times_ = nullptr;
+  const Stretch* stretch_ = nullptr;
   T *kept_ = nullptr, *y_ = nullptr, *next_ = nullptr, *room_ = nullptr;
   T *a_ = nullptr, *u_ = nullptr, *products_ = nullptr, *loss_ = nullptr;
   std::vector<double> factor_;
@@ -587,46 +601,46 @@ bool for_each_group(const IntegrationPlan& plan, const Tiling& tiling, bool back
 }
 
 template <class T>
-bool forward(const IntegrationPlan& plan, ForwardRun& run) {
+bool forward(const IntegrationPlan& plan, const Stretch& stretch, ForwardRun& run) {
   const Tiling tiling(plan);
   return for_each_group<T>(
       plan, tiling, false, [&](std::int64_t, Worker<T>& worker, std::int64_t t) {
-        return worker.forward(run, tiling.first_row(t), tiling.rows_in(t));
+        return worker.forward(stretch, run, tiling.first_row(t), tiling.rows_in(t));
       });
 }
 
 template <class T>
-bool backward(const IntegrationPlan& plan, BackwardRun& run) {
+bool backward(const IntegrationPlan& plan, const Stretch& stretch, BackwardRun& run) {
   const Tiling tiling(plan);
   const TilePlan& v = *plan.velocity;
+  const int length = stretch.last - stretch.first;
+  run.scales.resize(std::size_t(tiling.tiles), AdjointScale(plan.scaling, plan.compute));
   const std::int64_t parameters = Arena<T>::padded(v.sum_numbers);
-  const std::int64_t times = Arena<T>::padded(std::int64_t(plan.times()) * v.times);
+  const std::int64_t times = Arena<T>::padded(run.times_bar.count);
   Arena<T> arena(tiling.groups * (parameters + times));
   std::vector<typename Worker<T>::Sums> sums(std::size_t(tiling.groups));
-  std::vector<double> steps(std::size_t(tiling.groups) * std::size_t(plan.steps()));
+  std::vector<double> steps(std::size_t(tiling.groups) * std::size_t(length));
   std::vector<LedgerEntry> ledgers(steps.size());
   for (std::int64_t group = 0; group < tiling.groups; ++group) {
     auto& s = sums[std::size_t(group)];
     s.parameters = arena.take(parameters);
     s.times = arena.take(times);
-    s.steps = steps.data() + group * plan.steps();
-    s.ledger = ledgers.data() + group * plan.steps();
+    s.steps = steps.data() + group * length;
+    s.ledger = ledgers.data() + group * length;
   }
   const bool good = for_each_group<T>(
       plan, tiling, true, [&](std::int64_t group, Worker<T>& worker, std::int64_t t) {
-        return worker.backward(run, tiling.first_row(t), tiling.rows_in(t),
-                               sums[std::size_t(group)]);
+        return worker.backward(stretch, run, tiling.first_row(t), tiling.rows_in(t),
+                               run.scales[std::size_t(t)], sums[std::size_t(group)]);
       });
   if (!good) {
     return false;
   }
   T* parameters_bar = static_cast<T*>(run.parameters_bar.data);
   T* times_bar = static_cast<T*>(run.times_bar.data);
-  std::fill_n(parameters_bar, run.parameters_bar.count, T(0));
   std::fill_n(times_bar, run.times_bar.count, T(0));
-  run.step_bar.assign(std::size_t(plan.steps()), 0.0);
-  run.ledger.assign(ledgers.begin(), ledgers.begin() + plan.steps());
-  run.vjps = 0;
+  const auto first_entry = std::ptrdiff_t(run.ledger.size());
+  run.ledger.insert(run.ledger.end(), ledgers.begin(), ledgers.begin() + length);
   for (std::int64_t group = 0; group < tiling.groups; ++group) {
     const auto& s = sums[std::size_t(group)];
     for (const TileSum& sum : v.sums) {
@@ -638,9 +652,9 @@ bool backward(const IntegrationPlan& plan, BackwardRun& run) {
     for (std::int64_t n = 0; n < run.times_bar.count; ++n) {
       times_bar[n] += s.times[n];
     }
-    for (int i = 0; i < plan.steps(); ++i) {
-      run.step_bar[std::size_t(i)] += s.steps[i];
-      Worker<T>::merge(run.ledger[std::size_t(i)], s.ledger[i], group > 0);
+    for (int i = 0; i < length; ++i) {
+      run.step_bar[std::size_t(stretch.first + i)] += s.steps[i];
+      Worker<T>::merge(run.ledger[std::size_t(first_entry + i)], s.ledger[i], group > 0);
     }
     run.vjps += s.vjps;
   }
@@ -723,14 +737,14 @@ void pull_back_rows(const TilePlan& plan, RowsRun& run) {
                                : cpu::run_rows<float>(plan, run, true);
 }
 
-bool integrate_forward(const IntegrationPlan& plan, ForwardRun& run) {
-  return plan.arithmetic == DType::f64 ? cpu::forward<double>(plan, run)
-                                       : cpu::forward<float>(plan, run);
+bool integrate_forward(const IntegrationPlan& plan, const Stretch& stretch, ForwardRun& run) {
+  return plan.arithmetic == DType::f64 ? cpu::forward<double>(plan, stretch, run)
+                                       : cpu::forward<float>(plan, stretch, run);
 }
 
-bool integrate_backward(const IntegrationPlan& plan, BackwardRun& run) {
-  return plan.arithmetic == DType::f64 ? cpu::backward<double>(plan, run)
-                                       : cpu::backward<float>(plan, run);
+bool integrate_backward(const IntegrationPlan& plan, const Stretch& stretch, BackwardRun& run) {
+  return plan.arithmetic == DType::f64 ? cpu::backward<double>(plan, stretch, run)
+                                       : cpu::backward<float>(plan, stretch, run);
 }
 
 }  // namespace halftape

@@ -29,36 +29,41 @@ struct IntegrationPlan {
   bool restart_from_stored = false;
   std::vector<double> points;         // t_0 .. t_N
   std::vector<int> saved;             // points whose state is wanted, increasing
-  std::vector<int> time_index;        // of stage s of step i, at [i * stages + s]
   std::vector<Tensor> constants_by_row;  // for TilePlan::rows_constant
   Scaling scaling;
 
   int steps() const { return int(points.size()) - 1; }
   int stages() const { return int(b.size()); }
-  int times() const;  // number of distinct times
 };
 
 // Lanes of a tile for this batch: set by shapes alone, so that results do not depend on threads.
 int tile_lanes(const IntegrationPlan& plan);
 
+// Some steps of a solve and the values of the time they need.
+struct Stretch {
+  int first = 0, last = 0;      // steps [first, last)
+  std::vector<int> time_index;  // of stage s of step i, at [(i - first) * stages + s]
+  ConstArray times{};           // [distinct times, TilePlan::times]
+};
+
 // Arrays are in the arithmetic dtype unless said otherwise; states are [rows, elements].
 struct ForwardRun {
-  std::vector<ConstArray> y0;  // one per component
-  ConstArray parameters;       // TilePlan::parameters numbers
-  ConstArray times;            // [times, TilePlan::times]
-  std::vector<Array> saved;    // [saved, rows, elements] per component
-  std::vector<Array> stored;   // [steps, rows, elements] in the stored dtype; empty: not kept
+  std::vector<Array> state;   // y of the stretch's first step, then of its last; one per component
+  ConstArray parameters;      // TilePlan::parameters numbers
+  std::vector<Array> saved;   // [saved, rows, elements] per component
+  std::vector<Array> stored;  // [steps, rows, elements] in the stored dtype; empty: not kept
 };
 
 struct BackwardRun {
+  std::vector<Array> adjoint;         // a after the stretch, then before it
   std::vector<ConstArray> stored;     // as ForwardRun left them
   std::vector<ConstArray> saved_bar;  // cotangents of ForwardRun::saved; data null: none
-  ConstArray parameters, times;
-  std::vector<Array> y0_bar;
-  Array parameters_bar;               // += over all steps
-  Array times_bar;                    // [times, TilePlan::times], h included
-  std::vector<double> step_bar;       // sum_s <k_s, u_s> of each step
-  std::vector<LedgerEntry> ledger;    // last step first; least and greatest over all tiles
+  ConstArray parameters;
+  Array parameters_bar;                // += over the stretch
+  Array times_bar;                     // [distinct times, TilePlan::times], h included
+  std::vector<double> step_bar;        // [steps]: sum_s <k_s, u_s>
+  std::vector<LedgerEntry> ledger;     // last step first; least and greatest over all tiles
+  std::vector<AdjointScale> scales{};  // of each tile, from stretch to stretch
   std::int64_t vjps = 0;
 };
 
@@ -78,7 +83,7 @@ void pull_back_rows(const TilePlan& plan, RowsRun& run);
 
 // False when something was not finite, did not fit or overflowed beyond all retries: outputs are
 // then undefined, and the caller finds out what happened by replaying instruction by instruction.
-bool integrate_forward(const IntegrationPlan& plan, ForwardRun& run);
-bool integrate_backward(const IntegrationPlan& plan, BackwardRun& run);
+bool integrate_forward(const IntegrationPlan& plan, const Stretch& stretch, ForwardRun& run);
+bool integrate_backward(const IntegrationPlan& plan, const Stretch& stretch, BackwardRun& run);
 
 }  // namespace halftape

@@ -254,7 +254,8 @@ class TiledSolve {
         v_(*solve.plan->tiled),
         times_(inputs.times.to_vector()),
         grid_(times_, solve.options.substeps),
-        shared_(v_.shared) {
+        shared_(v_.shared),
+        length_(v_.has_times ? stretch_steps : std::max(grid_.steps(), 1)) {
     const Tableau& m = solve.options.method;
     plan_.velocity = &v_.by_row.plan;
     plan_.a = m.a;
@@ -283,24 +284,32 @@ class TiledSolve {
     require_unchanged_constants(*solve.plan->forward);
     run_shared(inputs);
     if (v_.has_times) {
-      number_times();
-      evaluate_times();
+      capacity_ = std::int64_t(stretch_steps) * plan_.stages();
+      time_values_ = Tensor::empty({capacity_, plan_.velocity->times}, plan_.arithmetic);
     }
   }
 
   bool forward(const SolveInputs& inputs, std::span<Tensor* const> saved,
                std::span<Tensor* const> stored) {
     ForwardRun run;
+    std::vector<Tensor> state;
     for (std::size_t c = 0; c < inputs.y0.size(); ++c) {
-      run.y0.push_back(inputs.y0[c]);
+      state.push_back(inputs.y0[c].clone());
       run.saved.push_back(saved[c]->write());
       if (solve_.options.gradient == GradientMethod::replay) {
         run.stored.push_back(stored[c]->write());
       }
     }
+    for (Tensor& y : state) {
+      run.state.push_back(y.write());
+    }
     run.parameters = row_table_;
-    run.times = time_values_;
-    return integrate_forward(plan_, run);
+    for (int first = 0; first < plan_.steps(); first += length_) {
+      if (!integrate_forward(plan_, stretch(first), run)) {
+        return false;
+      }
+    }
+    return true;
   }
 
   std::optional<SolveGradients> adjoint(const SolveInputs& inputs, std::span<const Tensor> stored,
@@ -311,40 +320,45 @@ class TiledSolve {
       run.stored.push_back(stored[c]);
       run.saved_bar.push_back(saved_bar[c].defined() ? saved_bar[c].array()
                                                      : ConstArray{plan_.arithmetic, nullptr, 0});
-      result.y0_bar.push_back(Tensor::empty(solve_.components[c].shape, plan_.arithmetic));
+      result.y0_bar.push_back(Tensor::zeros(solve_.components[c].shape, plan_.arithmetic));
     }
     for (Tensor& y0_bar : result.y0_bar) {
-      run.y0_bar.push_back(y0_bar.write());
+      run.adjoint.push_back(y0_bar.write());
     }
-    Tensor row_bar = Tensor::empty({plan_.velocity->parameters}, plan_.arithmetic);
-    Tensor times_bar = Tensor::empty({plan_.times(), plan_.velocity->times}, plan_.arithmetic);
+    Tensor row_bar = Tensor::zeros({plan_.velocity->parameters}, plan_.arithmetic);
+    Tensor time_table_bar = Tensor::zeros({v_.by_time.plan.parameters}, plan_.arithmetic);
+    Tensor times_bar = Tensor::empty({capacity_, plan_.velocity->times}, plan_.arithmetic);
     run.parameters = row_table_;
-    run.times = time_values_;
     run.parameters_bar = row_bar.write();
-    run.times_bar = times_bar.write();
-    if (!integrate_backward(plan_, run)) {
-      return std::nullopt;
-    }
+    run.step_bar.resize(std::size_t(plan_.steps()));
+    run.ledger.reserve(std::size_t(plan_.steps()));
     std::vector<double> point_bar(plan_.points.size());
+    for (int first = (plan_.steps() - 1) / length_ * length_; first >= 0; first -= length_) {
+      const Stretch part = stretch(first);
+      run.times_bar = times_bar.write();
+      run.times_bar.count = part.times.count;
+      if (!integrate_backward(plan_, part, run)) {
+        return std::nullopt;
+      }
+      if (v_.has_times) {
+        pull_back_times(run.times_bar, point_bar, time_table_bar);
+      }
+    }
     for (int i = 0; i < plan_.steps(); ++i) {
       point_bar[std::size_t(i)] -= run.step_bar[std::size_t(i)];
       point_bar[std::size_t(i) + 1] += run.step_bar[std::size_t(i)];
     }
-    Tensor time_table_bar;
-    if (v_.has_times) {
-      time_table_bar = pull_back_times(times_bar, point_bar);
-    }
     result.times_bar = grid_.to_times(point_bar);
     result.theta_bar = pull_back_shared(inputs, row_bar, time_table_bar);
-    SolveReport& report = *solve_.report;
-    report.ledger = std::move(run.ledger);
-    report.vjps = run.vjps;
-    report.backward_evaluations = std::int64_t(plan_.steps()) * plan_.stages();
     for (const Tensor& theta_bar : result.theta_bar) {
       if (!cpu_backend().statistics(theta_bar).finite()) {
         return std::nullopt;
       }
     }
+    SolveReport& report = *solve_.report;
+    report.ledger = std::move(run.ledger);
+    report.vjps = run.vjps;
+    report.backward_evaluations = std::int64_t(plan_.steps()) * plan_.stages();
     return result;
   }
 
@@ -381,30 +395,33 @@ class TiledSolve {
     return result;
   }
 
-  // Distinct times of the solve: stages with c = 1 and c = 0 of neighbouring steps share one.
-  void number_times() {
+  // Steps from `first` on, with the values of their distinct times: stages with c = 1 and c = 0 of
+  // neighbouring steps share one.
+  Stretch stretch(int first) {
+    Stretch result;
+    result.first = first;
+    result.last = std::min(first + length_, plan_.steps());
+    if (!v_.has_times) {
+      return result;
+    }
     std::map<std::pair<int, double>, int> known;
-    for (int i = 0; i < plan_.steps(); ++i) {
+    distinct_.clear();
+    std::vector<double> t;
+    for (int i = result.first; i < result.last; ++i) {
       for (const double c : plan_.c) {
         const auto key = c == 1.0 ? std::pair{i + 1, 0.0} : std::pair{i, c};
         const auto [found, is_new] = known.try_emplace(key, int(distinct_.size()));
         if (is_new) {
           distinct_.push_back(key);
+          t.push_back(key.second == 0.0 ? grid_.t(key.first)
+                                        : grid_.t(key.first) + key.second * grid_.h(key.first));
         }
-        plan_.time_index.push_back(found->second);
+        result.time_index.push_back(found->second);
       }
-    }
-  }
-
-  void evaluate_times() {
-    std::vector<double> t;
-    for (const auto& [i, c] : distinct_) {
-      t.push_back(c == 0.0 ? grid_.t(i) : grid_.t(i) + c * grid_.h(i));
     }
     const auto count = std::int64_t(t.size());
     time_points_ = Tensor::from({count}, t, plan_.arithmetic);
-    RowsRun run{.rows = count, .arithmetic = plan_.arithmetic, .in = {time_points_},
-                .parameters = time_table_};
+    RowsRun run = rows_run();
     std::vector<Tensor> values;
     for (const std::int32_t n : v_.time_elements) {
       values.push_back(Tensor::empty({count, n}, plan_.arithmetic));
@@ -413,22 +430,32 @@ class TiledSolve {
       run.out.push_back(value.write());
     }
     evaluate_rows(v_.by_time.plan, run);
-    time_values_ = Tensor::empty({count, plan_.velocity->times}, plan_.arithmetic);
+    const Array all = time_values_.write();
     std::int64_t offset = 0;
     for (std::size_t z = 0; z < values.size(); ++z) {
-      cpu_backend().strided_copy(time_values_.write(), offset, {plan_.velocity->times, 1},
-                                 values[z], 0, {v_.time_elements[z], 1}, values[z].shape());
+      cpu_backend().strided_copy(all, offset, {plan_.velocity->times, 1}, values[z], 0,
+                                 {v_.time_elements[z], 1}, values[z].shape());
       offset += v_.time_elements[z];
     }
+    result.times = {all.dtype, all.data, count * plan_.velocity->times};
+    return result;
   }
 
-  // Cotangents of the times go to the grid's points; returns those of by_time's table.
-  Tensor pull_back_times(const Tensor& times_bar, std::vector<double>& point_bar) {
+  RowsRun rows_run() const {
+    RowsRun run;
+    run.rows = time_points_.count();
+    run.arithmetic = plan_.arithmetic;
+    run.in = {time_points_};
+    run.parameters = time_table_;
+    return run;
+  }
+
+  // Cotangents of the stretch's times go to the grid's points, those of by_time's table are added.
+  void pull_back_times(ConstArray times_bar, std::vector<double>& point_bar, Tensor& table_bar) {
     const std::int64_t count = time_points_.count();
-    Tensor table_bar = Tensor::empty({v_.by_time.plan.parameters}, plan_.arithmetic);
     Tensor t_bar = Tensor::zeros({count}, plan_.arithmetic);
-    RowsRun run{.rows = count, .arithmetic = plan_.arithmetic, .in = {time_points_},
-                .parameters = time_table_};
+    Tensor more = Tensor::empty(table_bar.shape(), plan_.arithmetic);
+    RowsRun run = rows_run();
     std::vector<Tensor> seeds;
     std::int64_t offset = 0;
     for (const std::int32_t n : v_.time_elements) {
@@ -437,12 +464,13 @@ class TiledSolve {
                                  {plan_.velocity->times, 1}, seeds.back().shape());
       offset += n;
     }
-    for (const Tensor& seed : seeds) {
-      run.seeds.push_back(seed);
-    }
+    run.seeds.assign(seeds.begin(), seeds.end());
     run.in_bar = {t_bar.write()};
-    run.parameters_bar = table_bar.write();
+    run.parameters_bar = more.write();
     pull_back_rows(v_.by_time.plan, run);
+    const Array sum = table_bar.write();
+    const Term terms[] = {{1.0, sum}, {1.0, more}};
+    cpu_backend().linear_combination(sum, terms, plan_.arithmetic);
     const std::vector<double> bar = t_bar.to_vector();
     for (std::size_t k = 0; k < distinct_.size(); ++k) {
       const auto& [i, c] = distinct_[k];
@@ -451,7 +479,6 @@ class TiledSolve {
         point_bar[std::size_t(i) + 1] += c * bar[k];
       }
     }
-    return table_bar;
   }
 
   std::vector<Tensor> pull_back_shared(const SolveInputs& inputs, const Tensor& row_bar,
@@ -487,6 +514,11 @@ class TiledSolve {
   Grid grid_;
   IntegrationPlan plan_;
   Replay shared_;
+  // Values of the time are computed for this many steps at once: their memory does not depend on the
+  // number of steps.
+  static constexpr int stretch_steps = 32;
+  int length_;
+  std::int64_t capacity_ = 0;  // distinct times a stretch can have
   Tensor row_table_, time_table_, time_points_, time_values_;
   std::vector<std::pair<int, double>> distinct_;  // (i, c): t_i + c h_i, c < 1
 };

@@ -21,12 +21,14 @@ struct Bytes {
 };
 
 Bytes bytes_of(int steps, Precision precision, int store_every = 1,
-               GradientMethod gradient = GradientMethod::replay, const char* method = "rk4") {
+               GradientMethod gradient = GradientMethod::replay, const char* method = "rk4",
+               Tier tier = Tier::automatic) {
   const Problem problem = tanh_network(batch, 16, {0, 1});
   OdeOptions options = options_of(precision, {}, method);
   options.substeps = steps;
   options.store_every = store_every;
   options.gradient = gradient;
+  options.tier = tier;
   const DType high = precision.accumulate;
   Tape tape;
   const Var y0 = tape.leaf(Tensor::from(problem.shape, problem.y0, high));
@@ -111,9 +113,12 @@ TEST_CASE("backward needs the same memory for any number of steps") {
   for (const DType dtype : {DType::f16, DType::f32}) {
     for (const char* method : {"euler", "rk4"}) {
       const Precision precision = Precision::parse(name(dtype));
-      const auto backward = [&](int steps, int every) {
-        return bytes_of(steps, precision, every, GradientMethod::replay, method).backward;
+      const auto backward = [&](int steps, int every, Tier tier = Tier::interpreter) {
+        return bytes_of(steps, precision, every, GradientMethod::replay, method, tier).backward;
       };
+      // From one stretch of steps on, whose values of the time are held together.
+      CHECK(backward(256, 1, Tier::tiles) == backward(64, 1, Tier::tiles));
+      CHECK(backward(300, 1, Tier::tiles) == backward(64, 1, Tier::tiles));
       CHECK(backward(64, 1) == backward(16, 1));
       CHECK(backward(64, 4) == backward(16, 4));
       // A stretch of four stored states, and what carries y through it.

@@ -298,6 +298,7 @@ TEST_CASE("in f64 store_every changes memory and work and no bit of the gradient
   for (const Advance advance : {Advance::from_high, Advance::from_stored}) {
     OdeOptions options = options_for("rk4");
     options.advance = advance;
+    options.tier = Tier::interpreter;  // store_every > 1 runs there
     const Solved each = test::solve(problem, options);
     for (const int every : {2, 3, 11, 50}) {
       CAPTURE(every);
@@ -318,6 +319,7 @@ TEST_CASE(
   const Problem problem = test::tanh_net(linspace(0, 1.3, 11), DType::f32);
   OdeOptions options = options_for("rk4", Precision::mixed(DType::f16));
   options.advance = Advance::from_stored;
+  options.tier = Tier::interpreter;  // store_every > 1 runs there
   const Solved each = test::solve(problem, options);
   options.store_every = 4;
   const Solved sparse = test::solve(problem, options);
@@ -371,6 +373,7 @@ TEST_CASE(
     const Precision precision = Precision::parse(precision_name);
     const Problem problem = test::tanh_net({0, 0.3, 0.35, 0.8}, precision.accumulate);
     OdeOptions options = options_for("rk4", precision);
+    options.tier = Tier::interpreter;  // as every_call
     const Solved once = test::solve(problem, options);
     options.retrace = Retrace::every_call;
     const Solved every = test::solve(problem, options);

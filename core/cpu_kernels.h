@@ -82,6 +82,8 @@ inline constexpr int max_map_operands = 6;
 
 template <class T>  // float, double; nullptr where the op has no such derivative
 MapKernel<T> map_kernel(MapCode code);
+template <class T>  // the part of it that runs on vectors: values and pullbacks
+MapKernel<T> first_order_kernel(MapCode code);
 
 // Bit k is set when map_kernel(code) reads operand k; the pointers of the others may be null.
 // Values and pullbacks depend on all they read.

@@ -891,6 +891,7 @@ class Planner {
   void finish();
   void retarget_sums();
   void remove_dead();
+  void fold_copies();
   void fuse_bias();
   void sink_sums(std::vector<TileInstruction>& list);
   void share_in_place();
@@ -966,6 +967,48 @@ void Planner::remove_dead() {
       }
     }
     list->assign(live.rbegin(), live.rend());
+  }
+}
+
+// A map that reads a broadcast, slice or transpose reads its source instead, by index.
+void Planner::fold_copies() {
+  TilePlan& plan = result_.plan;
+  std::map<int, const TileInstruction*> copies;  // by the storage written
+  const auto foldable = [&](const TileInstruction& i) {
+    bool good = i.kind == TileInstruction::Kind::copy && i.in_first == 0 && i.out_first == 0 &&
+                i.count == storage(i.out).elements && !storage(i.out).pinned;
+    good = good && wider(i.dtype, request_.arithmetic) == i.dtype;  // it rounds nothing
+    for (int e = 0; good && i.in[0].index >= 0 && e < i.count; ++e) {
+      good = plan.index[std::size_t(i.in[0].index + e)] >= 0;
+    }
+    return good;
+  };
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *list) {
+      if (foldable(i)) {
+        copies[i.out.offset] = &i;
+      }
+      if (i.kind != TileInstruction::Kind::map) {
+        continue;
+      }
+      for_each_operand(i, [&](TileOperand& x) {
+        const auto found = copies.find(x.ref.offset);
+        if (found == copies.end()) {
+          return;
+        }
+        const TileOperand source = found->second->in[0];
+        const auto element = [&](const TileOperand& operand, std::int32_t e) {
+          return operand.index == TileOperand::same    ? e
+                 : operand.index == TileOperand::first ? 0
+                                                       : plan.index[std::size_t(operand.index + e)];
+        };
+        std::vector<std::int32_t> index;
+        for (std::int32_t e = 0; e < i.count; ++e) {
+          index.push_back(element(source, element(x, e)));
+        }
+        x = {source.ref, add_index(index)};
+      });
+    }
   }
 }
 
@@ -1226,6 +1269,7 @@ void Planner::place() {
 void Planner::finish() {
   TilePlan& plan = result_.plan;
   retarget_sums();
+  fold_copies();
   remove_dead();
   fuse_bias();
   for (const TileInstruction& i : plan.backward) {

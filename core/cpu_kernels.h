@@ -85,10 +85,24 @@ MapKernel<T> map_kernel(MapCode code);
 template <class T>  // the part of it that runs on vectors: values and pullbacks
 MapKernel<T> first_order_kernel(MapCode code);
 
+// The same on [elements, lanes] arrays (core/tile_plan.h), with operands that broadcast: element e of
+// the result reads element index[e], or e * step without an index, of the operand.
+template <class T>
+struct LaneOperand {
+  const T* data = nullptr;
+  const std::int32_t* index = nullptr;
+  std::int64_t step = 1;
+  bool shared = false;  // one number per element, for all lanes
+};
+template <class T>
+using LaneKernel = void (*)(const LaneOperand<T>* x, T* out, std::int64_t elements,
+                            std::int64_t lanes);
+template <class T>  // values and pullbacks; lanes are a multiple of splat_size<float>
+LaneKernel<T> lane_kernel(MapCode code);
+
 // Bit k is set when map_kernel(code) reads operand k; the pointers of the others may be null.
 // Values and pullbacks depend on all they read.
 unsigned operands_read(MapCode code);
-
 
 void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands);
 void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,

@@ -61,18 +61,57 @@ void run(const T* const* x, const std::int32_t* advance, T* out, std::int64_t n)
   loop<F>(x, advance, out, n, std::make_index_sequence<N>{});
 }
 
+template <class F, class T, std::size_t... A>
+void loop_lanes(const LaneOperand<T>* x, T* out, std::int64_t elements, std::int64_t lanes,
+                std::index_sequence<A...>) {
+  using V = Simd<T>;
+  constexpr unsigned reads = F::call(Trace::operand(A)...).operands;
+  alignas(64) T splat[sizeof...(A)][V::lanes];
+  const T* at[sizeof...(A)] = {};
+  std::int64_t step[sizeof...(A)] = {};
+  const auto enter = [&](std::size_t a, std::int64_t e) {
+    const std::int64_t element = x[a].index != nullptr ? x[a].index[e] : e * x[a].step;
+    if (x[a].shared) {
+      V(hn::Set(typename V::Tag(), x[a].data[element])).store(splat[a]);
+      at[a] = splat[a];
+      step[a] = 0;
+    } else {
+      at[a] = x[a].data + element * lanes;
+      step[a] = V::lanes;
+    }
+  };
+  for (std::int64_t e = 0; e < elements; ++e) {
+    ((reads >> A & 1 ? enter(A, e) : void()), ...);
+    for (std::int64_t i = 0; i < lanes; i += V::lanes) {
+      F::call((reads >> A & 1 ? V::load(at[A]) : V())...).store(out + e * lanes + i);
+      ((at[A] += step[A]), ...);
+    }
+  }
+}
+
+template <class F, class T, int N>
+void run_lanes(const LaneOperand<T>* x, T* out, std::int64_t elements, std::int64_t lanes) {
+  loop_lanes<F>(x, out, elements, lanes, std::make_index_sequence<N>{});
+}
+
 template <class T>
 struct OpKernels {
   MapKernel<T> value = nullptr;
   MapKernel<T> pullback[3] = {};
+  LaneKernel<T> lane_value = nullptr;
+  LaneKernel<T> lane_pullback[3] = {};
 };
 
 template <class T, class Op, int... I>
 constexpr OpKernels<T> kernels_of(std::integer_sequence<int, I...>) {
+  constexpr int n = Op::arity;
   if constexpr (Op::is_mask) {
-    return {run<Value<Op>, T, Op::arity>, {}};
+    return {run<Value<Op>, T, n>, {}, run_lanes<Value<Op>, T, n>, {}};
   } else {
-    return {run<Value<Op>, T, Op::arity>, {run<Pullback<Op, I>, T, Op::arity + 2>...}};
+    return {run<Value<Op>, T, n>,
+            {run<Pullback<Op, I>, T, n + 2>...},
+            run_lanes<Value<Op>, T, n>,
+            {run_lanes<Pullback<Op, I>, T, n + 2>...}};
   }
 }
 
@@ -95,6 +134,14 @@ MapKernel<T> kernel(MapCode code) {
   return code.wrt < 0 ? op.value : op.pullback[code.wrt];
 }
 
+template <class T>
+LaneKernel<T> by_lane(MapCode code) {
+  const OpKernels<T>& op = table<T>.op[code.op];
+  return code.wrt < 0 ? op.lane_value : op.lane_pullback[code.wrt];
+}
+
+LaneKernel<float> lane_kernel_f32(MapCode code) { return by_lane<float>(code); }
+LaneKernel<double> lane_kernel_f64(MapCode code) { return by_lane<double>(code); }
 MapKernel<float> kernel_f32(MapCode code) { return kernel<float>(code); }
 MapKernel<double> kernel_f64(MapCode code) { return kernel<double>(code); }
 
@@ -107,6 +154,17 @@ namespace halftape::cpu {
 
 HWY_EXPORT(kernel_f32);
 HWY_EXPORT(kernel_f64);
+HWY_EXPORT(lane_kernel_f32);
+HWY_EXPORT(lane_kernel_f64);
+
+template <>
+LaneKernel<float> lane_kernel<float>(MapCode code) {
+  return HWY_DYNAMIC_DISPATCH(lane_kernel_f32)(code);
+}
+template <>
+LaneKernel<double> lane_kernel<double>(MapCode code) {
+  return HWY_DYNAMIC_DISPATCH(lane_kernel_f64)(code);
+}
 
 template <>
 MapKernel<float> first_order_kernel<float>(MapCode code) {

@@ -108,45 +108,33 @@ class Tile {
 
   void map(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
     constexpr int most = 5;
-    const MapKernel<T> kernel = map_kernel<T>(i.code);
-    alignas(64) T splats[most][splat_size<T>];
-    const T* x[most];
-    std::int32_t advance[most];
-    bool whole = true;  // one call does it: operands run along with the result
+    LaneOperand<T> x[most];
+    bool whole = true;  // no operand broadcasts over elements: one run of numbers
     for (int k = 0; k < i.operands; ++k) {
       const TileOperand& in = i.in[std::size_t(k)];
-      advance[k] = 1;
       if (in.ref.space == TileSpace::none) {
-        x[k] = m_.at(i.out) + e0 * m_.lanes;  // not read
-      } else if (is_table(in.ref)) {
-        advance[k] = 0;
-        x[k] = splats[k];
-        std::fill_n(splats[k], splat_size<T>, table(in.ref)[element(in, e0)]);
-        whole &= in.index == TileOperand::first || e1 - e0 == 1;
+        continue;  // not read
+      }
+      x[k].shared = is_table(in.ref);
+      x[k].data = x[k].shared ? table(in.ref) : m_.at(in.ref);
+      if (in.index == TileOperand::same) {
+        x[k].data += e0 * (x[k].shared ? 1 : m_.lanes);
+        whole &= !x[k].shared;
+      } else if (in.index == TileOperand::first) {
+        x[k].step = 0;
+        whole &= x[k].shared;
       } else {
-        x[k] = m_.at(in.ref) + element(in, e0) * m_.lanes;
-        whole &= in.index == TileOperand::same || e1 - e0 == 1;
+        x[k].index = plan_.index.data() + in.index + e0;
+        whole = false;
       }
     }
-    T* out = m_.at(i.out);
+    T* out = m_.at(i.out) + e0 * m_.lanes;
     if (whole) {
-      kernel(x, advance, out + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+      lane_kernel<T>(i.code)(x, out, 1, (e1 - e0) * m_.lanes);
     } else {
-      for (std::int64_t e = e0; e < e1; ++e) {
-        for (int k = 0; k < i.operands; ++k) {
-          const TileOperand& in = i.in[std::size_t(k)];
-          if (in.ref.space == TileSpace::none) {
-            x[k] = out + e * m_.lanes;
-          } else if (is_table(in.ref)) {
-            std::fill_n(splats[k], splat_size<T>, table(in.ref)[element(in, e)]);
-          } else {
-            x[k] = m_.at(in.ref) + element(in, e) * m_.lanes;
-          }
-        }
-        kernel(x, advance, out + e * m_.lanes, m_.lanes);
-      }
+      lane_kernel<T>(i.code)(x, out, e1 - e0, m_.lanes);
     }
-    finish(i.dtype, out + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+    finish(i.dtype, out, (e1 - e0) * m_.lanes);
   }
 
   void gemm(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {

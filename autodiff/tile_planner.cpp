@@ -514,6 +514,9 @@ class Planner {
         value(in[1]).kind == Value::Kind::sums && type(in[0]).shape == type(in[1]).shape) {
       const int a = root(value(in[0]).ref.offset);
       const int b = root(value(in[1]).ref.offset);
+      if (a == b) {
+        reject("a sum over rows is added to itself");
+      }
       if (result_.plan.sums[std::size_t(a)].columns != result_.plan.sums[std::size_t(b)].columns) {
         reject("two sums over rows of different form are added");
       }

@@ -1043,8 +1043,10 @@ void Planner::share_in_place() {
   for (std::size_t n = 0; n < all.size(); ++n) {
     for_each_operand(*all[n], [&](TileOperand& x) { last[std::size_t(x.ref.offset)] = int(n); });
   }
+  const TileInstruction* head = nullptr;  // of the group that instruction n is in
   for (std::size_t n = 0; n < all.size(); ++n) {
     TileInstruction& i = *all[n];
+    head = i.fused ? head : &i;
     if (i.kind != TileInstruction::Kind::map || !is_rows(i.out)) {
       continue;
     }
@@ -1056,6 +1058,10 @@ void Planner::share_in_place() {
         if (other.ref == x.ref && other.index != x.index) {
           return;
         }
+      }
+      // A product reads all of its operand again for each panel of its group.
+      if (head->kind == TileInstruction::Kind::gemm && head->in[1].ref == x.ref) {
+        return;
       }
       if (!merged && x.index == TileOperand::same && !from.pinned && !from.kept &&
           last[std::size_t(x.ref.offset)] == int(n) && from.elements == storage(i.out).elements &&

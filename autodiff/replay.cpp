@@ -5,7 +5,9 @@
 namespace halftape {
 
 Replay::Replay(std::shared_ptr<const Program> program)
-    : program_(std::move(program)), values_(program_->values.size()) {
+    : program_(std::move(program)),
+      values_(program_->values.size()),
+      workspaces_(program_->instructions.size()) {
   for (const Constant& constant : program_->constants) {
     values_[std::size_t(constant.id)] = constant.value;
   }
@@ -56,9 +58,10 @@ void Replay::run(Dependence changed) {
           Tensor();  // gives shared storage back
     }
   }
-  for (const Instruction& instruction : program_->instructions) {
+  for (std::size_t i = 0; i < program_->instructions.size(); ++i) {
+    const Instruction& instruction = program_->instructions[i];
     if (stale(instruction)) {
-      execute(*program_, instruction, values_);
+      execute(*program_, instruction, values_, &workspaces_[i]);
     }
   }
   has_run_ = true;

@@ -41,6 +41,7 @@ class Replay {
  private:
   std::shared_ptr<const Program> program_;
   std::vector<Tensor> values_;
+  std::vector<std::shared_ptr<void>> workspaces_;  // one per instruction
   bool has_run_ = false;
 };
 

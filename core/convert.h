@@ -290,6 +290,10 @@ HALFTAPE_HD constexpr To convert(From x, const Rounding& how) {
 void convert(DType from, const void* src, DType to, void* dst, std::int64_t n,
              const Rounding& how = {});
 
+// Each value as an array of `dtype` would hold it: the bits of a conversion there and back.
+template <class T>  // float, double
+void round_to_dtype(DType dtype, T* values, std::int64_t n);
+
 struct CastReport {
   std::int64_t overflowed = 0;  // finite values whose nearest-even result leaves the target's range
   double largest = 0.0;         // the largest magnitude among them

@@ -1,9 +1,11 @@
 // The CPU backend's integrator over tiles of rows.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <optional>
 
 #include "halftape/core/cpu_kernels.h"
 #include "halftape/core/cpu_lanes.h"
@@ -13,6 +15,10 @@
 
 namespace halftape {
 
+namespace cpu {
+namespace {
+
+// Lanes of a tile for this batch: set by shapes alone, so that results do not depend on threads.
 int tile_lanes(const IntegrationPlan& plan) {
   const TilePlan& v = *plan.velocity;
   const std::int64_t size = size_of(plan.arithmetic);
@@ -24,9 +30,6 @@ int tile_lanes(const IntegrationPlan& plan) {
   const std::int64_t even = (plan.rows + tiles - 1) / tiles;
   return int((even + tile_vector - 1) / tile_vector * tile_vector);
 }
-
-namespace cpu {
-namespace {
 
 // Tiles are dealt to this many groups whatever the number of threads; a group adds up its tiles'
 // cotangents one after the other, the groups' sums are added in order.
@@ -44,6 +47,12 @@ class Arena {
     T* result = next_;
     next_ += numbers;
     return result;
+  }
+  // Everything back, and zero.
+  T* restart(std::int64_t numbers) {
+    next_ = static_cast<T*>(buffer_.data());
+    std::fill_n(next_, numbers, T(0));
+    return next_;
   }
   static std::int64_t padded(std::int64_t numbers) {
     return (numbers + tile_vector - 1) / tile_vector * tile_vector;
@@ -68,6 +77,14 @@ struct Rows {
     k.transpose(x, elements, to, lanes, rows, elements);
     for (std::int64_t e = 0; e < elements; ++e) {  // lanes without a row follow the first
       std::fill(to + e * lanes + rows, to + (e + 1) * lanes, to[e * lanes]);
+    }
+  }
+  // Lanes without a row have no cotangent.
+  void load_cotangent(ConstArray from, std::int64_t first, std::int64_t rows,
+                      std::int64_t elements, T* to) const {
+    load(from, first, rows, elements, to);
+    for (std::int64_t e = 0; e < elements; ++e) {
+      std::fill(to + e * lanes + rows, to + (e + 1) * lanes, T(0));
     }
   }
   void store(const T* from, std::int64_t elements, Array to, std::int64_t first,
@@ -179,7 +196,7 @@ class Worker {
                 std::int64_t rows, AdjointScale& scale, Sums& sums) {
     begin(stretch, run.parameters, first, rows);
     for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
-      load_cotangent(run.adjoint[c], first, rows, n, a_ + at);
+      in_rows().load_cotangent(run.adjoint[c], first, rows, n, a_ + at);
     });
     const bool at_end = stretch.last == plan_.steps();
     int next_saved = int(std::upper_bound(plan_.saved.begin(), plan_.saved.end(),
@@ -196,8 +213,9 @@ class Worker {
           std::fill_n(loss_ + at, n * lanes_, T(0));
           return;
         }
-        load_cotangent(run.saved_bar[c], std::int64_t(next_saved) * plan_.rows + first, rows, n,
-                       loss_ + at);
+        in_rows().load_cotangent(run.saved_bar[c],
+                                 std::int64_t(next_saved) * plan_.rows + first, rows, n,
+                                 loss_ + at);
       });
       return true;
     };
@@ -291,15 +309,6 @@ class Worker {
     }
     add_term(terms, 1.0, y);
     k_.combine(out, coefficients_.data(), sources_.data(), terms, n * lanes_);
-  }
-
-  // Lanes without a row have no cotangent.
-  void load_cotangent(ConstArray from, std::int64_t first, std::int64_t rows, std::int64_t n,
-                      T* to) const {
-    in_rows().load(from, first, rows, n, to);
-    for (std::int64_t e = 0; e < n; ++e) {
-      std::fill(to + e * lanes_ + rows, to + (e + 1) * lanes_, T(0));
-    }
   }
 
   void begin(const Stretch& stretch, ConstArray parameters, std::int64_t first,
@@ -573,178 +582,247 @@ struct Tiling {
   std::int64_t rows_in(std::int64_t tile) const { return std::min(lanes, rows - tile * lanes); }
 };
 
-// body(group, worker): groups run on threads, each thread with a worker of its own.
-template <class T, class Body>
-bool for_each_group(const IntegrationPlan& plan, const Tiling& tiling, bool backward, Body&& body) {
-  const int workers = int(std::min<std::int64_t>(threads(), tiling.groups));
-  std::vector<std::unique_ptr<Worker<T>>> worker;  // allocated here: nothing throws in a thread
-  for (int w = 0; w < std::max(workers, 1); ++w) {
-    worker.push_back(std::make_unique<Worker<T>>(plan, tiling.lanes, backward));
-  }
-  std::atomic<bool> good{true};
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(workers) if (workers > 1)
-#endif
-  for (std::int64_t group = 0; group < tiling.groups; ++group) {
-#ifdef _OPENMP
-    const int w = omp_get_thread_num();
-#else
-    const int w = 0;
-#endif
-    for (std::int64_t t = tiling.first_tile(group); t < tiling.first_tile(group + 1); ++t) {
-      if (good.load(std::memory_order_relaxed) && !body(group, *worker[std::size_t(w)], t)) {
-        good.store(false, std::memory_order_relaxed);
-      }
-    }
-  }
-  return good;
-}
-
+// All workers, and the sums of all groups.
 template <class T>
-bool forward(const IntegrationPlan& plan, const Stretch& stretch, ForwardRun& run) {
-  const Tiling tiling(plan);
-  return for_each_group<T>(
-      plan, tiling, false, [&](std::int64_t, Worker<T>& worker, std::int64_t t) {
-        return worker.forward(stretch, run, tiling.first_row(t), tiling.rows_in(t));
-      });
-}
+class CpuIntegrator {
+ public:
+  explicit CpuIntegrator(const IntegrationPlan& plan)
+      : plan_(plan), tiling_(plan), sums_(std::size_t(tiling_.groups)) {}
 
-template <class T>
-bool backward(const IntegrationPlan& plan, const Stretch& stretch, BackwardRun& run) {
-  const Tiling tiling(plan);
-  const TilePlan& v = *plan.velocity;
-  const int length = stretch.last - stretch.first;
-  run.scales.resize(std::size_t(tiling.tiles), AdjointScale(plan.scaling, plan.compute));
-  const std::int64_t parameters = Arena<T>::padded(v.sum_numbers);
-  const std::int64_t times = Arena<T>::padded(run.times_bar.count);
-  Arena<T> arena(tiling.groups * (parameters + times));
-  std::vector<typename Worker<T>::Sums> sums(std::size_t(tiling.groups));
-  std::vector<double> steps(std::size_t(tiling.groups) * std::size_t(length));
-  std::vector<LedgerEntry> ledgers(steps.size());
-  for (std::int64_t group = 0; group < tiling.groups; ++group) {
-    auto& s = sums[std::size_t(group)];
-    s.parameters = arena.take(parameters);
-    s.times = arena.take(times);
-    s.steps = steps.data() + group * length;
-    s.ledger = ledgers.data() + group * length;
+  std::int64_t tiles() const { return tiling_.tiles; }
+
+  bool forward(const Stretch& stretch, ForwardRun& run) {
+    return for_each_tile(false, [&](std::int64_t, Worker<T>& worker, std::int64_t t) {
+      return worker.forward(stretch, run, tiling_.first_row(t), tiling_.rows_in(t));
+    });
   }
-  const bool good = for_each_group<T>(
-      plan, tiling, true, [&](std::int64_t group, Worker<T>& worker, std::int64_t t) {
-        return worker.backward(stretch, run, tiling.first_row(t), tiling.rows_in(t),
-                               run.scales[std::size_t(t)], sums[std::size_t(group)]);
-      });
-  if (!good) {
-    return false;
-  }
-  T* parameters_bar = static_cast<T*>(run.parameters_bar.data);
-  T* times_bar = static_cast<T*>(run.times_bar.data);
-  std::fill_n(times_bar, run.times_bar.count, T(0));
-  const auto first_entry = std::ptrdiff_t(run.ledger.size());
-  run.ledger.insert(run.ledger.end(), ledgers.begin(), ledgers.begin() + length);
-  for (std::int64_t group = 0; group < tiling.groups; ++group) {
-    const auto& s = sums[std::size_t(group)];
-    for (const TileSum& sum : v.sums) {
-      if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
-        Worker<T>::add_sum(sum, s.parameters + sum.offset, T(1),
-                           parameters_bar + sum.target_offset);
-      }
-    }
-    for (std::int64_t n = 0; n < run.times_bar.count; ++n) {
-      times_bar[n] += s.times[n];
-    }
-    for (int i = 0; i < length; ++i) {
-      run.step_bar[std::size_t(stretch.first + i)] += s.steps[i];
-      Worker<T>::merge(run.ledger[std::size_t(first_entry + i)], s.ledger[i], group > 0);
-    }
-    run.vjps += s.vjps;
-  }
-  for (std::int64_t n = 0; n < run.parameters_bar.count; ++n) {
-    if (!std::isfinite(parameters_bar[n])) {
+
+  bool backward(const Stretch& stretch, BackwardRun& run) {
+    const TilePlan& v = *plan_.velocity;
+    const int length = stretch.last - stretch.first;
+    begin_sums(length, run.times_bar.count);
+    run.scales.resize(std::size_t(tiling_.tiles), AdjointScale(plan_.scaling, plan_.compute));
+    const bool good = for_each_tile(true, [&](std::int64_t group, Worker<T>& worker,
+                                              std::int64_t t) {
+      return worker.backward(stretch, run, tiling_.first_row(t), tiling_.rows_in(t),
+                             run.scales[std::size_t(t)], sums_[std::size_t(group)]);
+    });
+    if (!good) {
       return false;
     }
+    T* parameters_bar = static_cast<T*>(run.parameters_bar.data);
+    T* times_bar = static_cast<T*>(run.times_bar.data);
+    std::fill_n(times_bar, run.times_bar.count, T(0));
+    const std::size_t first_entry = run.ledger.size();
+    run.ledger.insert(run.ledger.end(), ledgers_.begin(), ledgers_.begin() + length);
+    for (std::int64_t group = 0; group < tiling_.groups; ++group) {
+      const auto& s = sums_[std::size_t(group)];
+      for (const TileSum& sum : v.sums) {
+        if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
+          Worker<T>::add_sum(sum, s.parameters + sum.offset, T(1),
+                             parameters_bar + sum.target_offset);
+        }
+      }
+      for (std::int64_t n = 0; n < run.times_bar.count; ++n) {
+        times_bar[n] += s.times[n];
+      }
+      for (int i = 0; i < length; ++i) {
+        run.step_bar[std::size_t(stretch.first + i)] += s.steps[i];
+        Worker<T>::merge(run.ledger[first_entry + std::size_t(i)], s.ledger[i], group > 0);
+      }
+      run.vjps += s.vjps;
+    }
+    return std::isfinite(std::accumulate(
+        parameters_bar, parameters_bar + run.parameters_bar.count, T(0),
+        [](T all, T x) { return std::isfinite(x) ? all : x; }));
   }
-  return true;
-}
+
+ private:
+  // body(group, worker, tile): groups run on threads, each thread with a worker of its own.
+  template <class Body>
+  bool for_each_tile(bool backward, Body&& body) {
+    const int workers = int(std::max<std::int64_t>(1, std::min<std::int64_t>(
+                                                          threads(), tiling_.groups)));
+    auto& worker = workers_[backward];  // allocated here: nothing throws in a thread
+    while (int(worker.size()) < workers) {
+      worker.push_back(std::make_unique<Worker<T>>(plan_, tiling_.lanes, backward));
+    }
+    std::atomic<bool> good{true};
+    const auto run_group = [&](std::int64_t group, int w) {
+      for (std::int64_t t = tiling_.first_tile(group); t < tiling_.first_tile(group + 1); ++t) {
+        if (good.load(std::memory_order_relaxed) && !body(group, *worker[std::size_t(w)], t)) {
+          good.store(false, std::memory_order_relaxed);
+        }
+      }
+    };
+#ifdef _OPENMP
+    if (workers > 1) {
+#pragma omp parallel for schedule(static) num_threads(workers)
+      for (std::int64_t group = 0; group < tiling_.groups; ++group) {
+        run_group(group, omp_get_thread_num());
+      }
+      return good;
+    }
+#endif
+    for (std::int64_t group = 0; group < tiling_.groups; ++group) {
+      run_group(group, 0);
+    }
+    return good;
+  }
+
+  void begin_sums(int length, std::int64_t time_numbers) {
+    const std::int64_t parameters = Arena<T>::padded(plan_.velocity->sum_numbers);
+    const std::int64_t times = Arena<T>::padded(time_numbers);
+    const std::int64_t need = tiling_.groups * (parameters + times);
+    if (room_ == nullptr || need > room_size_) {
+      room_ = std::make_unique<Arena<T>>(need);
+      room_size_ = need;
+    }
+    T* next = room_->restart(need);
+    steps_.assign(std::size_t(tiling_.groups) * std::size_t(length), 0.0);
+    ledgers_.resize(steps_.size());
+    for (std::int64_t group = 0; group < tiling_.groups; ++group) {
+      auto& s = sums_[std::size_t(group)];
+      s = {};
+      s.parameters = next;
+      s.times = next + parameters;
+      next += parameters + times;
+      s.steps = steps_.data() + group * length;
+      s.ledger = ledgers_.data() + group * length;
+    }
+  }
+
+  const IntegrationPlan& plan_;
+  Tiling tiling_;
+  std::array<std::vector<std::unique_ptr<Worker<T>>>, 2> workers_;  // forward, backward
+  std::vector<typename Worker<T>::Sums> sums_;
+  std::vector<double> steps_;
+  std::vector<LedgerEntry> ledgers_;
+  std::unique_ptr<Arena<T>> room_;
+  std::int64_t room_size_ = 0;
+};
 
 // Rows on their own, tile by tile on this thread.
 template <class T>
-void run_rows(const TilePlan& v, RowsRun& run, bool backward) {
-  const LaneKernels<T>& k = lane_kernels<T>();
-  const std::int64_t lanes =
-      std::min<std::int64_t>(64, (run.rows + tile_vector - 1) / tile_vector * tile_vector);
-  std::int64_t widest = 1;
-  for (const auto* ports : {&v.rows_in, &v.rows_out}) {
-    for (const TilePort& port : *ports) {
-      widest = std::max<std::int64_t>(widest, port.elements);
-    }
-  }
-  Arena<T> arena((v.scratch + v.kept + widest) * lanes + transposed_numbers(v, lanes) +
-                 Arena<T>::padded(v.sum_numbers));
-  TileMemory<T> m;
-  m.lanes = lanes;
-  m.parameter = static_cast<const T*>(run.parameters.data);
-  m.scratch = arena.take(v.scratch * lanes);
-  m.kept = arena.take(v.kept * lanes);
-  const Rows<T> rows{k, lanes, arena.take(widest * lanes)};
-  m.transposed = arena.take(transposed_numbers(v, lanes));
-  m.sums = arena.take(Arena<T>::padded(v.sum_numbers));
-  for (std::int64_t first = 0; first < run.rows; first += lanes) {
-    const std::int64_t n = std::min(lanes, run.rows - first);
-    for (std::size_t p = 0; p < v.rows_in.size(); ++p) {
-      rows.load(run.in[p], first, n, v.rows_in[p].elements, m.at(v.rows_in[p].ref));
-    }
-    run_tile<T>(v, v.forward, m, nullptr);
-    if (!backward) {
-      for (std::size_t p = 0; p < v.rows_out.size(); ++p) {
-        rows.store(m.at(v.rows_out[p].ref), v.rows_out[p].elements, run.out[p], first, n);
-      }
-      continue;
-    }
-    for (std::size_t p = 0; p < v.seeds.size(); ++p) {
-      T* seed = m.at(v.seeds[p].ref);
-      rows.load(run.seeds[p], first, n, v.seeds[p].elements, seed);
-      for (std::int64_t e = 0; e < v.seeds[p].elements; ++e) {
-        std::fill(seed + e * lanes + n, seed + (e + 1) * lanes, T(0));
-      }
-    }
-    run_tile<T>(v, v.backward, m, nullptr);
-    for (std::size_t p = 0; p < v.rows_bar.size(); ++p) {
-      if (v.rows_bar[p].ref.space != TileSpace::none) {
-        rows.store(m.at(v.rows_bar[p].ref), v.rows_bar[p].elements, run.in_bar[p], first, n);
+class CpuRows {
+ public:
+  explicit CpuRows(const TilePlan& plan) : v_(plan), k_(lane_kernels<T>()) {
+    for (const auto* ports : {&v_.rows_in, &v_.rows_out}) {
+      for (const TilePort& port : *ports) {
+        widest_ = std::max<std::int64_t>(widest_, port.elements);
       }
     }
   }
-  if (backward) {
-    T* bar = static_cast<T*>(run.parameters_bar.data);
-    std::fill_n(bar, run.parameters_bar.count, T(0));
-    for (const TileSum& sum : v.sums) {
-      if (sum.target_offset >= 0) {
-        Worker<T>::add_sum(sum, m.sums + sum.offset, T(1), bar + sum.target_offset);
+
+  void run(RowsRun& run, bool backward) {
+    const std::int64_t lanes = std::min<std::int64_t>(64, Arena<T>::padded(run.rows));
+    if (arena_ == nullptr || lanes > m_.lanes) {
+      allocate(lanes);
+    }
+    m_.lanes = lanes;
+    m_.parameter = static_cast<const T*>(run.parameters.data);
+    const Rows<T> rows{k_, lanes, room_};
+    for (std::int64_t first = 0; first < run.rows; first += lanes) {
+      const std::int64_t n = std::min(lanes, run.rows - first);
+      for (std::size_t p = 0; p < v_.rows_in.size(); ++p) {
+        rows.load(run.in[p], first, n, v_.rows_in[p].elements, m_.at(v_.rows_in[p].ref));
+      }
+      run_tile<T>(v_, v_.forward, m_, nullptr);
+      if (!backward) {
+        for (std::size_t p = 0; p < v_.rows_out.size(); ++p) {
+          rows.store(m_.at(v_.rows_out[p].ref), v_.rows_out[p].elements, run.out[p], first, n);
+        }
+        continue;
+      }
+      for (std::size_t p = 0; p < v_.seeds.size(); ++p) {
+        rows.load_cotangent(run.seeds[p], first, n, v_.seeds[p].elements, m_.at(v_.seeds[p].ref));
+      }
+      run_tile<T>(v_, v_.backward, m_, nullptr);
+      for (std::size_t p = 0; p < v_.rows_bar.size(); ++p) {
+        if (v_.rows_bar[p].ref.space != TileSpace::none) {
+          rows.store(m_.at(v_.rows_bar[p].ref), v_.rows_bar[p].elements, run.in_bar[p], first, n);
+        }
+      }
+    }
+    if (backward) {
+      T* bar = static_cast<T*>(run.parameters_bar.data);
+      for (const TileSum& sum : v_.sums) {
+        if (sum.target_offset >= 0) {
+          Worker<T>::add_sum(sum, m_.sums + sum.offset, T(1), bar + sum.target_offset);
+          std::fill_n(m_.sums + sum.offset, Worker<T>::numbers_of(sum), T(0));
+        }
       }
     }
   }
-}
+
+ private:
+  void allocate(std::int64_t lanes) {
+    arena_ = std::make_unique<Arena<T>>((v_.scratch + v_.kept + widest_) * lanes +
+                                        transposed_numbers(v_, lanes) +
+                                        Arena<T>::padded(v_.sum_numbers));
+    m_.scratch = arena_->take(v_.scratch * lanes);
+    m_.kept = arena_->take(v_.kept * lanes);
+    room_ = arena_->take(widest_ * lanes);
+    m_.transposed = arena_->take(transposed_numbers(v_, lanes));
+    m_.sums = arena_->take(Arena<T>::padded(v_.sum_numbers));
+  }
+
+  const TilePlan& v_;
+  const LaneKernels<T>& k_;
+  std::int64_t widest_ = 1;
+  std::unique_ptr<Arena<T>> arena_;
+  TileMemory<T> m_;
+  T* room_ = nullptr;
+};
 
 }  // namespace
 }  // namespace cpu
 
-void evaluate_rows(const TilePlan& plan, RowsRun& run) {
-  run.arithmetic == DType::f64 ? cpu::run_rows<double>(plan, run, false)
-                               : cpu::run_rows<float>(plan, run, false);
+struct Integrator::Impl {
+  explicit Impl(IntegrationPlan given) : plan(std::move(given)) {
+    if (plan.arithmetic == DType::f64) {
+      f64.emplace(plan);
+    } else {
+      f32.emplace(plan);
+    }
+  }
+  IntegrationPlan plan;
+  std::optional<cpu::CpuIntegrator<float>> f32;
+  std::optional<cpu::CpuIntegrator<double>> f64;
+};
+
+Integrator::Integrator(IntegrationPlan plan) : impl_(std::make_unique<Impl>(std::move(plan))) {}
+Integrator::~Integrator() = default;
+const IntegrationPlan& Integrator::plan() const { return impl_->plan; }
+std::vector<double>& Integrator::points() { return impl_->plan.points; }
+std::int64_t Integrator::tiles() const {
+  return impl_->f64 ? impl_->f64->tiles() : impl_->f32->tiles();
 }
-void pull_back_rows(const TilePlan& plan, RowsRun& run) {
-  run.arithmetic == DType::f64 ? cpu::run_rows<double>(plan, run, true)
-                               : cpu::run_rows<float>(plan, run, true);
+bool Integrator::forward(const Stretch& stretch, ForwardRun& run) {
+  return impl_->f64 ? impl_->f64->forward(stretch, run) : impl_->f32->forward(stretch, run);
+}
+bool Integrator::backward(const Stretch& stretch, BackwardRun& run) {
+  return impl_->f64 ? impl_->f64->backward(stretch, run) : impl_->f32->backward(stretch, run);
 }
 
-bool integrate_forward(const IntegrationPlan& plan, const Stretch& stretch, ForwardRun& run) {
-  return plan.arithmetic == DType::f64 ? cpu::forward<double>(plan, stretch, run)
-                                       : cpu::forward<float>(plan, stretch, run);
-}
+struct RowsEvaluator::Impl {
+  std::optional<cpu::CpuRows<float>> f32;
+  std::optional<cpu::CpuRows<double>> f64;
+  void run(RowsRun& run, bool backward) {
+    f64 ? f64->run(run, backward) : f32->run(run, backward);
+  }
+};
 
-bool integrate_backward(const IntegrationPlan& plan, const Stretch& stretch, BackwardRun& run) {
-  return plan.arithmetic == DType::f64 ? cpu::backward<double>(plan, stretch, run)
-                                       : cpu::backward<float>(plan, stretch, run);
+RowsEvaluator::RowsEvaluator(const TilePlan& plan, DType arithmetic)
+    : impl_(std::make_unique<Impl>()) {
+  if (arithmetic == DType::f64) {
+    impl_->f64.emplace(plan);
+  } else {
+    impl_->f32.emplace(plan);
+  }
 }
+RowsEvaluator::~RowsEvaluator() = default;
+void RowsEvaluator::evaluate(RowsRun& run) { impl_->run(run, false); }
+void RowsEvaluator::pull_back(RowsRun& run) { impl_->run(run, true); }
 
 }  // namespace halftape

@@ -82,21 +82,13 @@ inline constexpr int max_map_operands = 6;
 
 template <class T>  // float, double; nullptr where the op has no such derivative
 MapKernel<T> map_kernel(MapCode code);
+template <class T>  // the part of it that runs on vectors: values and pullbacks
+MapKernel<T> first_order_kernel(MapCode code);
 
 // Bit k is set when map_kernel(code) reads operand k; the pointers of the others may be null.
 // Values and pullbacks depend on all they read.
 unsigned operands_read(MapCode code);
 
-// Values rounded to `dtype` and back, in place. (stand-in)
-template <class T>
-void round_to_dtype(DType dtype, T* values, std::int64_t n) {
-  std::uint64_t room[block];
-  for (std::int64_t first = 0; first < n; first += block) {
-    const std::int64_t m = std::min(block, n - first);
-    convert(dtype_of<T>, values + first, dtype, room, m);
-    convert(dtype, room, dtype_of<T>, values + first, m);
-  }
-}
 
 void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands);
 void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,

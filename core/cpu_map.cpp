@@ -10,22 +10,6 @@
 namespace halftape::cpu {
 namespace {
 
-template <class Op>
-struct Value {
-  template <class... T>
-  static constexpr auto call(T... x) {
-    return Op::value(x...);
-  }
-};
-
-template <class Op, int I>
-struct Pullback {
-  template <class... T>
-  static constexpr auto call(T... x) {  // x.., y, y_bar
-    return Op::template pullback<I>(x...);
-  }
-};
-
 // w * d pullback<I> / d argument K: the tangent w goes in, so a selected-away branch stays exactly
 // 0.
 template <class Op, int I, int K>
@@ -64,62 +48,43 @@ void run(const T* const* x, const std::int32_t* advance, T* out, std::int64_t n)
   loop<T, F>(std::make_index_sequence<N>{}, x, advance, out, n);
 }
 
-// What one scalar function compiles to.
-struct Function {
-  MapKernel<float> f32 = nullptr;
-  MapKernel<double> f64 = nullptr;
-  unsigned reads = 0;
-};
-
-template <class F, int N>
-constexpr Function function() {
-  return {run<float, F, N>, run<double, F, N>, operands_of<F>(std::make_index_sequence<N>{})};
-}
-
-constexpr int max_functions =
-    1 + 3 + 3 * 5;  // value, pullbacks, second derivatives of a ternary op
-
-constexpr int function_slot(int arity, MapCode code) {
-  return code.wrt < 0      ? 0
-         : code.second < 0 ? 1 + code.wrt
-                           : 1 + arity + code.wrt * (arity + 2) + code.second;
-}
+// Per op: what the value and each pullback read, and the second derivatives.
+template <class T>
+using Seconds = std::array<std::array<MapKernel<T>, 5>, 3>;  // pullback, argument
 
 struct OpFunctions {
-  int arity;
-  std::array<Function, max_functions> at;
+  std::array<unsigned, 4> reads{};  // of the value and the pullbacks
+  std::array<std::array<unsigned, 5>, 3> second_reads{};
+  Seconds<float> second_f32{};
+  Seconds<double> second_f64{};
 };
 
-template <class Op>
-constexpr OpFunctions functions_of() {
-  constexpr int n = Op::arity;
-  OpFunctions result{n, {}};
-  result.at[0] = function<Value<Op>, n>();
+template <class Op, int I, int... K>
+constexpr void add_second(OpFunctions& result, std::integer_sequence<int, K...>) {
+  constexpr auto operands = std::make_index_sequence<Op::arity + 3>{};
+  result.second_reads[I] = {operands_of<Second<Op, I, K>>(operands)...};
+  result.second_f32[I] = {run<float, Second<Op, I, K>, Op::arity + 3>...};
+  result.second_f64[I] = {run<double, Second<Op, I, K>, Op::arity + 3>...};
+}
+
+template <class Op, int... I>
+constexpr OpFunctions functions_of(std::integer_sequence<int, I...>) {
+  OpFunctions result;
+  result.reads[0] = operands_of<Value<Op>>(std::make_index_sequence<Op::arity>{});
   if constexpr (!Op::is_mask) {
-    [&]<int... I>(std::integer_sequence<int, I...>) {
-      ((result.at[1 + I] = function<Pullback<Op, I>, n + 2>()), ...);
-      (
-          [&]<int J, int... K>(std::integral_constant<int, J>, std::integer_sequence<int, K...>) {
-            ((result.at[1 + n + J * (n + 2) + K] = function<Second<Op, J, K>, n + 3>()), ...);
-          }(std::integral_constant<int, I>{}, std::make_integer_sequence<int, n + 2>{}),
-          ...);
-    }
-    (std::make_integer_sequence<int, n>{});
+    constexpr auto operands = std::make_index_sequence<Op::arity + 2>{};
+    ((result.reads[1 + I] = operands_of<Pullback<Op, I>>(operands)), ...);
+    (add_second<Op, I>(result, std::make_integer_sequence<int, Op::arity + 2>{}), ...);
   }
   return result;
 }
 
 template <class... Ops>
 constexpr std::array<OpFunctions, sizeof...(Ops)> function_table(std::tuple<Ops...>*) {
-  return {functions_of<Ops>()...};
+  return {functions_of<Ops>(std::make_integer_sequence<int, Ops::arity>{})...};
 }
 
 constexpr auto table = function_table(static_cast<ScalarOps*>(nullptr));
-
-const Function& function(MapCode code) {
-  const OpFunctions& op = table[code.op];
-  return op.at[function_slot(op.arity, code)];
-}
 
 // How an operand meets the result's index space.
 struct Reader {
@@ -221,14 +186,19 @@ void map_as(MapKernel<T> kernel, Array dst, const Shape& shape,
 
 template <>
 MapKernel<float> map_kernel<float>(MapCode code) {
-  return function(code).f32;
+  return code.second < 0 ? first_order_kernel<float>(code)
+                         : table[code.op].second_f32[code.wrt][code.second];
 }
 template <>
 MapKernel<double> map_kernel<double>(MapCode code) {
-  return function(code).f64;
+  return code.second < 0 ? first_order_kernel<double>(code)
+                         : table[code.op].second_f64[code.wrt][code.second];
 }
 
-unsigned operands_read(MapCode code) { return function(code).reads; }
+unsigned operands_read(MapCode code) {
+  const OpFunctions& op = table[code.op];
+  return code.second < 0 ? op.reads[1 + code.wrt] : op.second_reads[code.wrt][code.second];
+}
 
 void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands) {
   bool any_f64 = dst.dtype == DType::f64;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "halftape/core/adjoint_scale.h"
@@ -36,9 +37,6 @@ struct IntegrationPlan {
   int stages() const { return int(b.size()); }
 };
 
-// Lanes of a tile for this batch: set by shapes alone, so that results do not depend on threads.
-int tile_lanes(const IntegrationPlan& plan);
-
 // Some steps of a solve and the values of the time they need.
 struct Stretch {
   int first = 0, last = 0;      // steps [first, last)
@@ -67,23 +65,49 @@ struct BackwardRun {
   std::int64_t vjps = 0;
 };
 
-// A plan of rows on its own: outputs of all rows, or their cotangents pulled back.
+// Runs integrations of one plan, again and again: the first run allocates, later ones do not.
+class Integrator {
+ public:
+  explicit Integrator(IntegrationPlan plan);
+  ~Integrator();
+  Integrator(const Integrator&) = delete;
+  Integrator& operator=(const Integrator&) = delete;
+
+  const IntegrationPlan& plan() const;
+  std::vector<double>& points();  // to be changed in place: the same number of steps
+  std::int64_t tiles() const;
+
+  // False when something was not finite, did not fit or overflowed beyond all retries: outputs are
+  // then undefined, and the caller finds out what happened by replaying instruction by instruction.
+  bool forward(const Stretch& stretch, ForwardRun& run);
+  bool backward(const Stretch& stretch, BackwardRun& run);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Rows of a plan on their own: outputs of all rows, or their cotangents pulled back.
 struct RowsRun {
   std::int64_t rows = 0;
-  DType arithmetic = DType::f32;
   std::vector<ConstArray> in{};  // [rows, elements] for each of TilePlan::rows_in
   ConstArray parameters{};
   std::vector<Array> out{};         // evaluate: for each of rows_out
   std::vector<ConstArray> seeds{};  // pull back: for each of seeds
-  std::vector<Array> in_bar{};      // pull back: for each of rows_bar; TileSpace::none stays as it is
-  Array parameters_bar{};           // pull back: sums over all rows
+  std::vector<Array> in_bar{};  // pull back: for each of rows_bar; TileSpace::none stays as it is
+  Array parameters_bar{};       // pull back: += sums over all rows
 };
-void evaluate_rows(const TilePlan& plan, RowsRun& run);
-void pull_back_rows(const TilePlan& plan, RowsRun& run);
 
-// False when something was not finite, did not fit or overflowed beyond all retries: outputs are
-// then undefined, and the caller finds out what happened by replaying instruction by instruction.
-bool integrate_forward(const IntegrationPlan& plan, const Stretch& stretch, ForwardRun& run);
-bool integrate_backward(const IntegrationPlan& plan, const Stretch& stretch, BackwardRun& run);
+class RowsEvaluator {
+ public:
+  RowsEvaluator(const TilePlan& plan, DType arithmetic);
+  ~RowsEvaluator();
+  void evaluate(RowsRun& run);
+  void pull_back(RowsRun& run);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace halftape

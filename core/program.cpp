@@ -59,7 +59,8 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, Attributes g
   return first_output;
 }
 
-void execute(const Program& program, const Instruction& instruction, std::span<Tensor> values) {
+void execute(const Program& program, const Instruction& instruction, std::span<Tensor> values,
+             std::shared_ptr<void>* workspace) {
   constexpr std::size_t few = 8;  // more operands (odeint, concatenate) go to the heap
   const std::size_t count =
       std::size_t(instruction.input_count) + std::size_t(instruction.output_count);
@@ -82,7 +83,8 @@ void execute(const Program& program, const Instruction& instruction, std::span<T
   instruction.op->execute(*instruction.op, {backend(device),
                                             program.attributes_of(instruction),
                                             {operands, inputs},
-                                            {operands + inputs, count - inputs}});
+                                            {operands + inputs, count - inputs},
+                                            workspace});
 }
 
 void require_unchanged_constants(const Program& program) {

@@ -62,6 +62,8 @@ struct Execution {
   const Attributes& attributes;
   std::span<const Tensor* const> inputs;
   std::span<Tensor* const> outputs;  // allocated, except where the op is an alias
+  // What this instruction keeps from run to run, when its runner gives it a place.
+  std::shared_ptr<void>* workspace = nullptr;
 };
 
 class PullbackContext;  // autodiff/differentiate.h
@@ -134,7 +136,8 @@ std::string print(const Program& program);
 std::string graphviz(const Program& program);
 
 // Runs one instruction. Outputs are allocated, or reused where their storage is not shared.
-void execute(const Program& program, const Instruction& instruction, std::span<Tensor> values);
+void execute(const Program& program, const Instruction& instruction, std::span<Tensor> values,
+             std::shared_ptr<void>* workspace = nullptr);
 // Throws ValueError when a captured tensor has been written to since it was recorded.
 void require_unchanged_constants(const Program& program);
 

@@ -1,4 +1,4 @@
-// What elementwise ops are made of; the ops themselves are in core/scalar_formulas.h.
+// What elementwise ops are made of; the ops themselves are in core/scalar_formulas.inc.
 //
 // For y = f(x_0, .., x_{n-1}), `value` is f and `pullback<i>` is y_bar * df/dx_i, written on the
 // compute type T: float, double, a vector of these (core/simd_math.h), or a Dual. So a choice is a
@@ -89,7 +89,7 @@ struct Comparison : BinaryOp {
   static constexpr bool is_mask = true;
 };
 
-#include "halftape/core/scalar_formulas.h"
+#include "halftape/core/scalar_formulas.inc"
 
 // Which scalar function a kernel computes, as data:
 //   value(x..)                                                        wrt = second = -1

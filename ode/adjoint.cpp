@@ -10,7 +10,6 @@
 
 #include "halftape/core/check.h"
 #include "halftape/ode/scaled_vjp.h"
-#include "halftape/ode/tiled.h"
 
 namespace halftape {
 namespace {
@@ -219,25 +218,19 @@ class Sweep {
   int next_saved_;
 };
 
+}  // namespace
+
 void begin_backward(SolveReport& report) {
   report.ledger.clear();
   report.backward_evaluations = 0;
   report.vjps = 0;
 }
 
-}  // namespace
-
 SolveGradients replay_adjoint(const Solve& solve, const SolveInputs& inputs,
                               std::span<const Tensor> stored, std::span<const Tensor> saved_bar) {
   const std::vector<double> times = inputs.times.to_vector();
   const Grid grid(times, solve.options.substeps);
   begin_backward(*solve.report);
-  if (solve.report->in_tiles) {
-    if (auto gradients = tiled_adjoint(solve, inputs, stored, saved_bar)) {
-      return *std::move(gradients);
-    }
-    begin_backward(*solve.report);
-  }
   Sweep sweep(solve, inputs, grid, saved_bar);
 
   const int every = solve.options.store_every;

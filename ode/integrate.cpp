@@ -1,32 +1,44 @@
 // Forward integration: one loop for every explicit Runge-Kutta method.
+#include <algorithm>
 #include <cmath>
 
 #include "halftape/core/check.h"
 #include "halftape/ode/solve.h"
-#include "halftape/ode/tiled.h"
 
 namespace halftape {
 
-Grid::Grid(std::span<const double> times, int substeps) : substeps_(substeps) {
-  points_.push_back(times[0]);
+void fill_points(std::span<const double> times, int substeps, std::vector<double>& points) {
+  std::size_t p = 0;
+  points[p++] = times[0];
   for (std::size_t j = 0; j + 1 < times.size(); ++j) {
     for (int k = 1; k < substeps; ++k) {
-      points_.push_back(times[j] + double(k) / substeps * (times[j + 1] - times[j]));
+      points[p++] = times[j] + double(k) / substeps * (times[j + 1] - times[j]);
     }
-    points_.push_back(times[j + 1]);  // given times are met exactly
+    points[p++] = times[j + 1];
   }
+}
+
+void points_to_times(std::span<const double> point_bar, int substeps,
+                     std::span<double> times_bar) {
+  std::fill(times_bar.begin(), times_bar.end(), 0.0);
+  for (std::size_t p = 0; p < point_bar.size(); ++p) {
+    const std::size_t j = p / std::size_t(substeps);
+    const double w = double(p % std::size_t(substeps)) / substeps;
+    times_bar[j] += (1 - w) * point_bar[p];
+    if (w > 0) {
+      times_bar[j + 1] += w * point_bar[p];
+    }
+  }
+}
+
+Grid::Grid(std::span<const double> times, int substeps)
+    : points_((times.size() - 1) * std::size_t(substeps) + 1), substeps_(substeps) {
+  fill_points(times, substeps, points_);
 }
 
 std::vector<double> Grid::to_times(std::span<const double> point_bar) const {
   std::vector<double> result(std::size_t(steps() / substeps_ + 1));
-  for (std::size_t p = 0; p < point_bar.size(); ++p) {
-    const std::size_t j = p / std::size_t(substeps_);
-    const double w = double(p % std::size_t(substeps_)) / substeps_;
-    result[j] += (1 - w) * point_bar[p];
-    if (w > 0) {
-      result[j + 1] += w * point_bar[p];
-    }
-  }
+  points_to_times(point_bar, substeps_, result);
   return result;
 }
 
@@ -315,20 +327,6 @@ void solve_forward(const Solve& solve, const SolveInputs& inputs, std::span<Tens
   const Grid grid(times, solve.options.substeps);
   const std::size_t components = solve.components.size();
   SolveReport& report = *solve.report;
-  report = {};
-  report.steps = grid.steps();
-  for (const Tensor* tensor : stored) {
-    report.stored_bytes += tensor->bytes();
-  }
-  report.tier_reason = reason_against_tiles(solve);
-  if (report.tier_reason.empty()) {
-    if (tiled_forward(solve, inputs, saved, stored)) {
-      report.in_tiles = true;
-      report.evaluations = std::int64_t(grid.steps()) * solve.options.method.stages();
-      return;
-    }
-    report.tier_reason = "something was not finite: run step by step to find out what";
-  }
   Stepper stepper(solve, inputs);
 
   std::size_t next_saved = 0;

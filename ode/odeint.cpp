@@ -53,11 +53,48 @@ void infer_odeint(const OpDef&, std::span<const Type>, const Attributes& attribu
   }
 }
 
+// The solver that a replay of the tape keeps from run to run, or one for this run.
+class Solver {
+ public:
+  Solver(const Solve& solve, const Execution& x) {
+    if (x.workspace == nullptr) {
+      own_ = std::make_shared<TiledSolver>(solve);
+    } else if (*x.workspace == nullptr) {
+      *x.workspace = own_ = std::make_shared<TiledSolver>(solve);
+    } else {
+      own_ = std::static_pointer_cast<TiledSolver>(*x.workspace);
+    }
+  }
+  TiledSolver* operator->() { return own_.get(); }
+
+ private:
+  std::shared_ptr<TiledSolver> own_;
+};
+
 void execute_odeint(const OpDef&, const Execution& x) {
   const Solve& solve = solve_of(x.attributes);
   const std::size_t components = solve.components.size();
-  solve_forward(solve, inputs_of(solve, x.inputs), x.outputs.first(components),
-                x.outputs.subspan(components));
+  const auto saved = x.outputs.first(components);
+  const auto stored = x.outputs.subspan(components);
+  SolveReport& report = *solve.report;
+  report.status = {};
+  report.steps = solve.steps();
+  report.evaluations = 0;
+  report.stored_bytes = 0;
+  for (const Tensor* tensor : stored) {
+    report.stored_bytes += tensor->bytes();
+  }
+  begin_backward(report);
+  report.in_tiles = solve.reason_against_tiles.empty() &&
+                    Solver(solve, x)->forward(x.inputs, saved, stored);
+  if (report.in_tiles) {
+    report.evaluations = std::int64_t(solve.steps()) * solve.options.method.stages();
+    return;
+  }
+  report.tier_reason = solve.reason_against_tiles.empty()
+                           ? "something was not finite: done again step by step to find out what"
+                           : solve.reason_against_tiles;
+  solve_forward(solve, inputs_of(solve, x.inputs), saved, stored);
 }
 
 const OpDef& odeint_adjoint_op();
@@ -120,22 +157,31 @@ void execute_adjoint(const OpDef&, const Execution& x) {
   }
   const std::size_t components = solve.components.size();
   const std::size_t operands = x.outputs.size();
-  const SolveInputs inputs = inputs_of(solve, x.inputs.first(operands));
-  std::vector<Tensor> stored, saved_bar(components);
-  for (std::size_t c = 0; c < components; ++c) {
-    stored.push_back(*x.inputs[operands + c]);
-  }
+  const auto stored = x.inputs.subspan(operands, components);
+  constexpr std::size_t few = 8;
+  std::array<const Tensor*, few> local{};
+  std::vector<const Tensor*> many(components > few ? components : 0);
+  const std::span<const Tensor*> saved_bar(components > few ? many.data() : local.data(),
+                                           components);
   std::size_t next = operands + components;
   for (std::size_t c = 0; c < components; ++c) {
-    if (payload.has_seed[c]) {
-      saved_bar[c] = *x.inputs[next++];
-    }
+    saved_bar[c] = payload.has_seed[c] ? x.inputs[next++] : nullptr;
+  }
+  if (solve.report->in_tiles &&
+      Solver(solve, x)->backward(x.inputs.first(operands), stored, saved_bar, x.outputs)) {
+    return;
+  }
+  const SolveInputs inputs = inputs_of(solve, x.inputs.first(operands));
+  std::vector<Tensor> states, cotangents;
+  for (std::size_t c = 0; c < components; ++c) {
+    states.push_back(*stored[c]);
+    cotangents.push_back(saved_bar[c] != nullptr ? *saved_bar[c] : Tensor());
   }
   const bool continuous = solve.options.gradient == GradientMethod::continuous_adjoint;
   SolveGradients gradients;
   try {
-    gradients = continuous ? continuous_adjoint(solve, inputs, stored, saved_bar)
-                           : replay_adjoint(solve, inputs, stored, saved_bar);
+    gradients = continuous ? continuous_adjoint(solve, inputs, states, cotangents)
+                           : replay_adjoint(solve, inputs, states, cotangents);
   } catch (const NumericError&) {
     status.pass = Status::Pass::backward;
     throw;
@@ -417,10 +463,11 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
         solve->types, Tensor::scalar(t.value().to_vector()[0], high), y_values, theta_values));
   }
   solve->parameters = plan->parameters;
-  if (options.tier == Tier::tiles && !reason_against_tiles(*solve).empty()) {
+  solve->reason_against_tiles = reason_against_tiles(*solve);
+  if (options.tier == Tier::tiles && !solve->reason_against_tiles.empty()) {
     throw_error<ValueError>(
         "odeint: this solve cannot run in tiles of rows - {}. Fix: use Tier::automatic.",
-        reason_against_tiles(*solve));
+        solve->reason_against_tiles);
   }
   std::vector<Var> all_theta(theta.begin(), theta.end());
   for (const Parameter& parameter : solve->parameters) {

@@ -17,6 +17,11 @@ struct ComponentFormat {
   StoredFormat stored;
 };
 
+// The points of the steps between the given times, given times met exactly; `points` has its size.
+void fill_points(std::span<const double> times, int substeps, std::vector<double>& points);
+// Chain rule of the points to the given times: point = (1 - w) times[j] + w times[j + 1].
+void points_to_times(std::span<const double> point_bar, int substeps, std::span<double> times_bar);
+
 // The steps between the given times: points t_0 .. t_N, and which of them are given times.
 class Grid {
  public:
@@ -25,7 +30,6 @@ class Grid {
   double t(int point) const { return points_[std::size_t(point)]; }
   double h(int step) const { return t(step + 1) - t(step); }
   int substeps() const { return substeps_; }
-  // Chain rule of the points to the given times: point = (1 - w) times[j] + w times[j + 1].
   std::vector<double> to_times(std::span<const double> point_bar) const;
 
  private:
@@ -44,6 +48,7 @@ struct Solve : Payload {
   std::vector<int> saved;  // positions in the given times
   std::int64_t time_count = 0;
   std::shared_ptr<SolveReport> report;
+  std::string reason_against_tiles;  // empty: runs in tiles
 
   explicit Solve(Velocity v) : velocity(std::move(v)) {}
   const Precision& precision() const { return options.precision; }
@@ -121,6 +126,7 @@ class Stepper {
 // Outputs of the odeint instruction: saved[c] in H, then stored[c] in Q.
 void solve_forward(const Solve& solve, const SolveInputs& inputs, std::span<Tensor* const> saved,
                    std::span<Tensor* const> stored);
+void begin_backward(SolveReport& report);
 
 struct SolveGradients {
   std::vector<Tensor> y0_bar, theta_bar;

@@ -8,9 +8,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "halftape/autodiff/tile_planner.h"
+#include "halftape/core/integration.h"
 #include "halftape/ode/solve.h"
 
 namespace halftape {
@@ -37,12 +42,55 @@ std::shared_ptr<const TiledVelocity> tile_velocity(const VelocityPlan& plan, DTy
 // Why this solve runs step by step; empty: it runs in tiles.
 std::string reason_against_tiles(const Solve& solve);
 
-// As solve_forward and replay_adjoint. False, or nothing, when the solve has to be repeated step by
-// step to find out what is wrong.
-bool tiled_forward(const Solve& solve, const SolveInputs& inputs, std::span<Tensor* const> saved,
-                   std::span<Tensor* const> stored);
-std::optional<SolveGradients> tiled_adjoint(const Solve& solve, const SolveInputs& inputs,
-                                            std::span<const Tensor> stored,
-                                            std::span<const Tensor> saved_bar);
+// Runs one solve, again and again: the first run allocates, later ones do not. Operands are those of
+// the odeint instruction: y0.., times, theta...
+class TiledSolver {
+ public:
+  explicit TiledSolver(const Solve& solve);
+
+  // False when the solve has to be repeated step by step to find out what is wrong.
+  bool forward(std::span<const Tensor* const> operands, std::span<Tensor* const> saved,
+               std::span<Tensor* const> stored);
+  // saved_bar: null where there is no cotangent. gradients: of the operands, allocated.
+  bool backward(std::span<const Tensor* const> operands, std::span<const Tensor* const> stored,
+                std::span<const Tensor* const> saved_bar, std::span<Tensor* const> gradients);
+
+ private:
+  // Values of the time are computed for this many steps at once: their memory does not depend on
+  // the number of steps.
+  static constexpr int stretch_steps = 32;
+  struct TimedStretch {
+    Stretch stretch;
+    std::vector<std::pair<int, double>> distinct;  // (i, c): t_i + c h_i, c < 1
+  };
+
+  static IntegrationPlan integration_plan(const Solve& solve);
+  static Array part(Array all, std::int64_t first, std::int64_t count);
+  void add_stretch(int first, int last);
+  void fill_constants(const TiledProgram& program, Tensor& table);
+  void prepare(std::span<const Tensor* const> operands);
+  double time_at(const std::pair<int, double>& key);
+  RowsRun& rows_run(const TimedStretch& s);
+  void evaluate_times(TimedStretch& s);
+  void pull_back_times(const TimedStretch& s);
+  bool pull_back_shared(std::span<Tensor* const> theta_bar);
+
+  const Solve& solve_;
+  const TiledVelocity& v_;
+  DType arithmetic_;
+  Replay shared_, shared_vjp_;
+  Integrator integrator_;
+  std::optional<RowsEvaluator> times_;
+  std::vector<TimedStretch> stretches_;
+  std::span<const Tensor* const> theta_;
+  Tensor row_table_, row_bar_;              // by_row's parameters and their cotangents
+  Tensor time_table_, time_bar_;            // by_time's
+  Tensor t_, t_bar_, table_, table_bar_;    // times of a stretch, and their values as a table
+  std::vector<Tensor> state_, values_;
+  ForwardRun forward_run_;
+  BackwardRun backward_run_;
+  RowsRun rows_run_;
+  std::vector<double> point_bar_;
+};
 
 }  // namespace halftape

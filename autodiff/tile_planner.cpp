@@ -514,6 +514,9 @@ class Planner {
         value(in[1]).kind == Value::Kind::sums && type(in[0]).shape == type(in[1]).shape) {
       const int a = root(value(in[0]).ref.offset);
       const int b = root(value(in[1]).ref.offset);
+      if (a == b) {
+        reject("a sum over rows is added to itself");
+      }
       if (result_.plan.sums[std::size_t(a)].columns != result_.plan.sums[std::size_t(b)].columns) {
         reject("two sums over rows of different form are added");
       }
@@ -1083,8 +1086,10 @@ void Planner::share_in_place() {
   for (std::size_t n = 0; n < all.size(); ++n) {
     for_each_operand(*all[n], [&](TileOperand& x) { last[std::size_t(x.ref.offset)] = int(n); });
   }
+  const TileInstruction* head = nullptr;  // of the group that instruction n is in
   for (std::size_t n = 0; n < all.size(); ++n) {
     TileInstruction& i = *all[n];
+    head = i.fused ? head : &i;
     if (i.kind != TileInstruction::Kind::map || !is_rows(i.out)) {
       continue;
     }
@@ -1096,6 +1101,10 @@ void Planner::share_in_place() {
         if (other.ref == x.ref && other.index != x.index) {
           return;
         }
+      }
+      // A product reads all of its operand again for each panel of its group.
+      if (head->kind == TileInstruction::Kind::gemm && head->in[1].ref == x.ref) {
+        return;
       }
       if (!merged && x.index == TileOperand::same && !from.pinned && !from.kept &&
           last[std::size_t(x.ref.offset)] == int(n) && from.elements == storage(i.out).elements &&

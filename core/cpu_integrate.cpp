@@ -675,6 +675,7 @@ class CpuIntegrator {
     const std::int64_t times = Arena<T>::padded(time_numbers);
     const std::int64_t need = tiling_.groups * (parameters + times);
     if (room_ == nullptr || need > room_size_) {
+      room_.reset();  // before its successor is there
       room_ = std::make_unique<Arena<T>>(need);
       room_size_ = need;
     }
@@ -757,6 +758,7 @@ class CpuRows {
 
  private:
   void allocate(std::int64_t lanes) {
+    arena_.reset();
     arena_ = std::make_unique<Arena<T>>((v_.scratch + v_.kept + widest_) * lanes +
                                         transposed_numbers(v_, lanes) +
                                         Arena<T>::padded(v_.sum_numbers));

@@ -28,13 +28,13 @@ inline double ulp_error(float y, double exact) {
   if (magnitude >= overflow) {
     return y == static_cast<float>(std::copysign(HUGE_VAL, exact)) ? 0 : HUGE_VAL;
   }
-  if (y == 0 && exact == 0) {
-    return std::signbit(y) == std::signbit(exact) ? 0 : 1;
+  if (y == 0 && exact == 0 && std::signbit(y) != std::signbit(exact)) {
+    return 1;
   }
   const double value = std::isinf(y) ? std::copysign(0x1p128, double(y)) : double(y);
-  const int exponent = std::max(std::ilogb(magnitude), -126);
-  return magnitude == 0 ? std::fabs(value) * 0x1p149
-                        : std::fabs(value - exact) * std::ldexp(1.0, 23 - exponent);
+  const int exponent = int(std::bit_cast<std::uint64_t>(magnitude) >> 52) - 1023;
+  const auto unit = std::uint64_t(1023 + 23 - std::max(exponent, -126)) << 52;  // 1 / its unit
+  return std::fabs(value - exact) * std::bit_cast<double>(unit);
 }
 
 struct VectorFunction {

@@ -103,6 +103,7 @@ class Tape {
   void clear();  // forgets everything; Vars recorded before are stale
 
   const Tensor& value(const Var& var) const;
+  const Tensor& value(ValueId id) const { return values_.at(std::size_t(id)); }
   bool executes() const { return execute_ == Execute::yes; }
 
  private:

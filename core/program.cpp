@@ -61,7 +61,7 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, Attributes g
 
 void execute(const Program& program, const Instruction& instruction, std::span<Tensor> values,
              std::shared_ptr<void>* workspace) {
-  constexpr std::size_t few = 8;  // more operands (odeint, concatenate) go to the heap
+  constexpr std::size_t few = 64;  // more operands (a long concatenate) go to the heap
   const std::size_t count =
       std::size_t(instruction.input_count) + std::size_t(instruction.output_count);
   std::array<Tensor*, few> local{};

@@ -69,16 +69,22 @@ double Tensor::item() const {
         "to_vector().",
         shape_, count());
   }
-  return to_vector()[0];
+  double value = 0;
+  copy_to({&value, 1});
+  return value;
 }
 
 std::vector<double> Tensor::to_vector() const {
   std::vector<double> result(static_cast<std::size_t>(count()));
   if (!result.empty()) {
-    const Tensor local = to(Device::cpu());
-    backend(Device::cpu()).cast({DType::f64, result.data(), count()}, local.array());
+    copy_to(result);
   }
   return result;
+}
+
+void Tensor::copy_to(std::span<double> values) const {
+  const Tensor local = to(Device::cpu());
+  backend(Device::cpu()).cast({DType::f64, values.data(), count()}, local.array());
 }
 
 Tensor Tensor::to(DType dtype) const {

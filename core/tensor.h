@@ -87,6 +87,7 @@ class Tensor {
 
  private:
   void require(const char* op, DType dtype) const;
+  void copy_to(std::span<double> values) const;
 
   std::shared_ptr<Buffer> buffer_;
   Shape shape_;

@@ -275,12 +275,6 @@ void Optimiser::step(const Gradients& gradients) {
 }
 
 void Optimiser::step(std::span<const Tensor> gradients) {
-  if (gradients.size() != parameters_.size()) {
-    throw_error<ValueError>(
-        "{}: {} gradients for {} parameters. Fix: pass one for each, an undefined tensor to skip "
-        "it.",
-        title(rule_), gradients.size(), parameters_.size());
-  }
   std::vector<const Tensor*> list;
   for (const Tensor& gradient : gradients) {
     list.push_back(gradient.defined() ? &gradient : nullptr);
@@ -289,16 +283,26 @@ void Optimiser::step(std::span<const Tensor> gradients) {
 }
 
 void Optimiser::step(std::span<const Tensor* const> gradients) {
+  if (gradients.size() != parameters_.size()) {
+    throw_error<ValueError>(
+        "{}: {} gradients for {} parameters. Fix: pass one for each, an undefined tensor to skip "
+        "it.",
+        title(rule_), gradients.size(), parameters_.size());
+  }
   for (std::size_t k = 0; k < gradients.size(); ++k) {
     if (gradients[k] != nullptr) {
       require_gradient(title(rule_), parameters_[k], *gradients[k]);
     }
   }
   // All memory is taken before anything changes, so that an exception leaves no step half done.
-  std::vector<Tensor> updated(gradients.size());
   for (std::size_t k = 0; k < gradients.size(); ++k) {
     if (gradients[k] != nullptr) {
-      updated[k] = parameters_[k].value().clone();
+      const Tensor& value = parameters_[k].value();
+      Tensor& next = progress_[k].next;
+      if (!next.defined() || next.shares_storage()) {
+        next = Tensor::empty(value.shape(), value.dtype(), value.device());
+      }
+      backend(value.device()).copy(next.write().data, value.data(), value.bytes());
       for (Tensor& buffer : progress_[k].buffers) {
         buffer.write();
       }
@@ -312,14 +316,16 @@ void Optimiser::step(std::span<const Tensor* const> gradients) {
     ++progress.steps;
     std::visit(
         [&](const auto& rule) {
-          updated[k].dtype() == DType::f64
+          progress.next.dtype() == DType::f64
               ? update(rule, progress.steps,
-                       arrays<double>(updated[k], *gradients[k], progress.buffers))
+                       arrays<double>(progress.next, *gradients[k], progress.buffers))
               : update(rule, progress.steps,
-                       arrays<float>(updated[k], *gradients[k], progress.buffers));
+                       arrays<float>(progress.next, *gradients[k], progress.buffers));
         },
         rule_);
-    parameters_[k].set_value(updated[k]);
+    Tensor before = parameters_[k].value();
+    parameters_[k].set_value(progress.next);
+    progress.next = std::move(before);
   }
 }
 

@@ -79,6 +79,7 @@ class Optimiser {
   // when this throws, none. Tensors handed out by Parameter::value() keep their values.
   void step(const Gradients& gradients);
   void step(std::span<const Tensor> gradients);  // in the order of parameters()
+  void step(std::span<const Tensor* const> gradients);  // the same; null to skip one
 
   const Parameters& parameters() const { return parameters_; }
   const UpdateRule& rule() const { return rule_; }
@@ -95,8 +96,8 @@ class Optimiser {
   struct Progress {
     std::int64_t steps = 0;
     std::vector<Tensor> buffers;
+    Tensor next;  // room for the updated value: the memory of the one before, if nobody kept it
   };
-  void step(std::span<const Tensor* const> gradients);
 
   Parameters parameters_;
   UpdateRule rule_;

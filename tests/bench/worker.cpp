@@ -167,6 +167,7 @@ class Worker {
     Json result = memory_;
     const TrainStep ours = trainer_.step();
     const TrainStep reference = exact_step(arguments_.method);
+    result["seconds"] = ours.seconds;
     result["loss"] = ours.loss;
     result["loss_f64"] = reference.loss;
     result["error"] = gradient_error(problem_, ours, reference);

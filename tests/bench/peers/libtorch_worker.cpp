@@ -263,8 +263,9 @@ Json answer(Trainer& trainer, const Json& content, const std::string& line) {
   }
   if (command == "check") {
     const halftape::bench::ResidentGrowth growth;
-    trainer.step();
-    Json result = {{"resident_bytes", growth.bytes()}, {"loss", trainer.step().loss}};
+    const Step step = trainer.step();
+    Json result = {
+        {"resident_bytes", growth.bytes()}, {"loss", step.loss}, {"seconds", step.seconds}};
     std::map<std::string, std::vector<double>> exact;
     if (words >> path) {
       const Json reference = read(path);

@@ -70,7 +70,8 @@ AGREEMENT = 1e-9  # relative difference of f64 gradients of two programs
 GATE_RATIO, GATE_F32 = 2.0, 1e-5  # our error <= 2 x the peer's, or <= 1e-5 in f32
 WARM_UP = 3
 BURST_SECONDS = 0.03  # a burst of steps lasts at least this long
-SLOW_STEP = 5.0  # seconds: such a step is its own warm-up, and measured once
+SLOW_STEP = 5.0  # seconds: such a step is warmed up and measured once
+LONGEST_STEP = 20.0  # seconds that a point of a sweep may need
 # A peer's f64 run keeps every stage: above this estimate ours is its reference, by its method.
 REFERENCE_BYTES = 6e9
 
@@ -136,9 +137,8 @@ class Worker:
         self.process.wait()
 
 
-def burst_of(worker, seconds_known=None):
-    """Warms up; gives the number of steps of a burst."""
-    seconds = seconds_known
+def burst_of(worker, seconds=None):
+    """Warms up; gives the number of steps of a burst and the seconds of a step, if known before."""
     for _ in range(WARM_UP):
         if seconds is not None and seconds > SLOW_STEP:
             break
@@ -254,16 +254,17 @@ class Run:
     def rows_of(self, name, dtype, peers, ceilings):
         case = self.case(name)[1]
         rows, checks = [], {}
-        for threads in self.arguments.threads:
+        for threads in self.arguments.threads if dtype == "f32" else self.arguments.threads[:1]:
             try:
                 ours = self.start("ours", name, dtype, threads)
                 tier = ours.ask("tier")["tier"]
+                known = {}
                 if "ours" not in checks:
                     checks["ours"] = ours.ask("check")
+                    known[ours] = checks["ours"]["seconds"]
             except Failed as error:
                 self.fail("ours", name, dtype, threads, error)
                 continue
-            known = {}
             for who in peers:
                 try:
                     peer = self.start(who, name, dtype, threads)
@@ -271,9 +272,9 @@ class Run:
                     self.fail(who, name, dtype, threads, error)
                     continue
                 try:
-                    known[peer] = peer.seconds(1)[0]
                     if who not in checks:
                         checks[who] = self.check(who, peer, name, ours)
+                        known[peer] = checks[who]["seconds"]
                     times = interleaved(ours, peer, self.arguments.budget, known)
                 except Failed as error:
                     self.fail(who, name, dtype, threads, error)
@@ -322,10 +323,14 @@ class Run:
         """One thread, f32: medians of single programs, one after the other at each point."""
         plan = SWEEPS[kind]
         points = []
+        last = {}  # program -> value and seconds of its last point
         for value, name in plan["cases"].items():
             seconds, memory = {}, {}
             peers = [p for p in plan["peers"] if p in self.arguments.peers]
             for who in ["ours"] + (peers if value <= plan.get("last", value) else []):
+                if who in last and last[who][1] * value / last[who][0] > LONGEST_STEP:
+                    self.fail(who, name, "f32", 1, f"left out, would need {LONGEST_STEP:.0f} s a step")
+                    continue
                 try:
                     worker = self.start(who, name, "f32", 1)
                 except Failed as error:
@@ -339,6 +344,7 @@ class Run:
                     while len(values) < 20 and (time.monotonic() < end or not values):
                         values.append(float(np.median(worker.seconds(count))))
                     seconds[who] = float(np.median(values))
+                    last[who] = value, seconds[who]
                     if kind == "steps":
                         memory[who] = worker.ask("memory")["resident_bytes"]
                 except Failed as error:
@@ -393,8 +399,10 @@ def parse():
     parser.add_argument("--peers", type=names, default=PEERS, help="some of " + ", ".join(PEERS))
     parser.add_argument("--threads", type=lambda t: [int(x) for x in t.split(",")], default=[1, 2])
     parser.add_argument("--dtypes", type=names, default=("f32", "f16", "bf16"))
-    parser.add_argument("--budget", type=float, help="seconds for each pair (4; quick 1.5)")
-    parser.add_argument("--no-sweeps", action="store_true")
+    parser.add_argument("--budget", type=float, help="seconds for each pair (3; quick 1.5)")
+    parser.add_argument(
+        "--sweeps", type=names, help=f"some of {', '.join(SWEEPS)}, or none (all, with --cases none)"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs" / "results")
     parser.add_argument("--worker", required=True, help="our worker")
     parser.add_argument("--ceilings", required=True, help="the program that measures the ceilings")
@@ -403,7 +411,12 @@ def parse():
     unknown = [p for p in arguments.peers if p not in PEERS]
     if unknown:
         parser.error(f"no peer {unknown[0]}, need some of {', '.join(PEERS)}")
-    arguments.budget = arguments.budget or (1.5 if arguments.quick else 4.0)
+    if arguments.sweeps is None:
+        arguments.sweeps = () if arguments.quick or arguments.cases else tuple(SWEEPS)
+    arguments.sweeps = [s for s in arguments.sweeps if s != "none"]
+    if any(s not in SWEEPS for s in arguments.sweeps):
+        parser.error(f"--sweeps: need some of {', '.join(SWEEPS)}, or none")
+    arguments.budget = arguments.budget or (1.5 if arguments.quick else 3.0)
     available = len(os.sched_getaffinity(0))
     if max(arguments.threads) > available:
         print(f"run.py: {available} core(s) here, threads above that are left out", file=sys.stderr)
@@ -441,8 +454,8 @@ def main():
         for name, dtype, peers in selected_rows(arguments):
             rows += run.rows_of(name, dtype, peers, ceilings)
         sweeps = {}
-        if not (arguments.quick or arguments.no_sweeps or arguments.cases):
-            sweeps = {kind: run.sweep(kind, ceilings) for kind in SWEEPS}
+        for kind in arguments.sweeps:
+            sweeps[kind] = run.sweep(kind, ceilings)
         if not rows:
             log = pathlib.Path(folder, "workers.log").read_text()
             print(f"run.py: nothing was measured\n{log[-2000:]}", file=sys.stderr)

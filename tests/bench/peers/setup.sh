@@ -16,6 +16,6 @@ stamp=${packages[*]}
 if [ -f "$venv/bench.stamp" ] && [ "$(cat "$venv/bench.stamp")" = "$stamp" ]; then
   exit 0
 fi
-"$venv/bin/python" -m pip --disable-pip-version-check --no-input install "${packages[@]}"
+"$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "${packages[@]}"
 "$venv/bin/python" -c 'import diffrax, jax; print("peers: diffrax", diffrax.__version__, "jax", jax.__version__)'
 echo "$stamp" > "$venv/bench.stamp"

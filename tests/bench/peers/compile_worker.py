@@ -3,7 +3,7 @@
 velocity   the velocity; torchdiffeq (rk4, the 3/8 rule) calls it
 step       one classical RK4 step with its time; a Python loop calls it
 solve      the whole unrolled loop
-auto       solve for up to 16 steps (its compilation takes minutes for more), else step
+auto       solve for MLPs of up to 16 steps (the compilation of more takes minutes), else step
 
 Where the compiler fails, the worker says why and stops.
 """
@@ -74,7 +74,7 @@ def main():
     arguments, case = torch_problem.start(parser)
     what = arguments.what
     if what == "auto":
-        what = "solve" if len(case.times) <= 17 else "step"
+        what = "solve" if case.kind == "mlp" and len(case.times) <= 17 else "step"
     print(f"compile: {case.name}: compiling the {what}", file=sys.stderr)
     protocol.serve(
         case,

@@ -102,9 +102,9 @@ double gradient_error(const Case& problem, const TrainStep& ours, const TrainSte
   return total / double(1 + problem.theta.size());
 }
 
-// Peak bytes of one step beyond what is held between steps: counted by the allocator (tensors
-// only), and seen by the operating system.
-Json memory_of_step(Trainer& trainer) {
+// Peak bytes of the first step of a process, beyond the inputs, so that memory kept for the next
+// step counts: by the allocator (tensors only), and as the operating system sees it.
+Json memory_of_first_step(Trainer& trainer) {
   const std::int64_t before = memory_stats().live_bytes;
   reset_peak_memory();
   const ResidentGrowth growth;
@@ -117,7 +117,8 @@ class Worker {
   explicit Worker(const Arguments& arguments)
       : arguments_(arguments),
         problem_(make_case(arguments.name)),
-        trainer_(problem_, options_of(arguments)) {}
+        trainer_(problem_, options_of(arguments)),
+        memory_(memory_of_first_step(trainer_)) {}
 
   Json answer(const std::string& command, std::istream& rest) {
     if (command == "run") {
@@ -128,21 +129,26 @@ class Worker {
     if (command == "check") {
       return check();
     }
+    if (command == "memory") {
+      return memory_;
+    }
     if (command == "tier") {
       return {{"tier", "interpreter"}};
     }
     if (command == "versions") {
       return {{"halftape", version}};
     }
-    if (command == "gradients") {
+    if (command == "gradients" || command == "exact") {
       std::string path;
-      rest >> path;
-      return write_gradients(path);
+      std::string method = arguments_.method;
+      rest >> path >> method;
+      return write_gradients(command == "gradients" ? trainer_.step() : exact_step(method), path);
     }
-    throw ValueError(fmt::format(
-        "worker: no command '{}', need run, check, tier, versions, gradients or quit. Fix: send "
-        "one of them.",
-        command));
+    throw ValueError(
+        fmt::format("worker: no command '{}', need run, check, memory, tier, versions, gradients, "
+                    "exact or quit. Fix: "
+                    "send one of them.",
+                    command));
   }
 
  private:
@@ -158,20 +164,25 @@ class Worker {
   }
 
   Json check() {
-    Json result = memory_of_step(trainer_);
+    Json result = memory_;
     const TrainStep ours = trainer_.step();
-    OdeOptions exact = options_of(arguments_);
-    exact.precision = Precision::uniform(DType::f64);
-    exact.scaling = Scaling::none();
-    const TrainStep reference = Trainer(problem_, exact).step();
+    const TrainStep reference = exact_step(arguments_.method);
+    result["seconds"] = ours.seconds;
     result["loss"] = ours.loss;
     result["loss_f64"] = reference.loss;
     result["error"] = gradient_error(problem_, ours, reference);
     return result;
   }
 
-  Json write_gradients(const std::string& path) {
-    const TrainStep step = trainer_.step();
+  TrainStep exact_step(const std::string& method) const {
+    OdeOptions options;
+    options.method = tableau(method);
+    options.precision = Precision::uniform(DType::f64);
+    options.scaling = Scaling::none();
+    return Trainer(problem_, options).step();
+  }
+
+  Json write_gradients(const TrainStep& step, const std::string& path) const {
     Json content = {{"loss", step.loss}};
     for (std::size_t i = 0; i < step.gradients.size(); ++i) {
       const std::size_t components = problem_.y0.size();
@@ -190,6 +201,7 @@ class Worker {
   Arguments arguments_;
   Case problem_;
   Trainer trainer_;
+  Json memory_;
 };
 
 void say(const Json& answer) {

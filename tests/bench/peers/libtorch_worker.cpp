@@ -1,5 +1,6 @@
-// libtorch: a classical RK4 loop written by hand in C++, differentiated by its autograd. Answers the
-// commands of README.md; built by CMakeLists.txt beside it against the virtual environment's torch.
+// libtorch: a classical RK4 loop written by hand in C++, differentiated by its autograd. Answers
+// the commands of README.md; built by CMakeLists.txt beside it against the virtual environment's
+// torch.
 //
 //   libtorch_worker --case CASE.json [--precision f32|f64] [--threads N]
 #include <torch/torch.h>
@@ -87,8 +88,8 @@ Problem otflow(const Json& content) {
             const Tensor q0 = torch::tanh(pre0);
             const Tensor q1 = torch::tanh(linear(u0, k1, theta.at("b1")));
             const Tensor z1 = w + torch::matmul(q1 * w, k1);
-            const Tensor gradient = torch::matmul(q0 * z1, k0) +
-                                    torch::matmul(torch::linear(s, a), a) + theta.at("c");
+            const Tensor gradient =
+                torch::matmul(q0 * z1, k0) + torch::matmul(torch::linear(s, a), a) + theta.at("c");
             const Tensor gradient_x = gradient.slice(1, 0, d);
             const Tensor gradient_t = gradient.slice(1, d, d + 1);
             const Tensor k0_x = k0.slice(1, 0, d);
@@ -142,7 +143,8 @@ class Trainer {
     for (const Json& tensor : content.at("theta")) {
       theta_.emplace(tensor.at("name").get<std::string>(), leaf(tensor));
     }
-    times_ = torch::tensor(content.at("times").get<std::vector<double>>(), torch::kFloat64).to(dtype);
+    times_ =
+        torch::tensor(content.at("times").get<std::vector<double>>(), torch::kFloat64).to(dtype);
   }
 
   Step step() {
@@ -254,13 +256,21 @@ Json answer(Trainer& trainer, const Json& content, const std::string& line) {
     }
     return {{"seconds", seconds}, {"seconds_forward", seconds_forward}};
   }
-  if (command == "check") {
+  if (command == "memory") {
     const halftape::bench::ResidentGrowth growth;
     trainer.step();
-    Json result = {{"resident_bytes", growth.bytes()}, {"loss", trainer.step().loss}};
+    return {{"resident_bytes", growth.bytes()}};
+  }
+  if (command == "check") {
+    const halftape::bench::ResidentGrowth growth;
+    const Step step = trainer.step();
+    Json result = {
+        {"resident_bytes", growth.bytes()}, {"loss", step.loss}, {"seconds", step.seconds}};
     std::map<std::string, std::vector<double>> exact;
     if (words >> path) {
-      exact = read(path).at("gradients").get<decltype(exact)>();
+      const Json reference = read(path);
+      result["loss_f64"] = reference.at("loss");
+      exact = reference.at("gradients").get<decltype(exact)>();
     } else {
       Trainer reference(content, "f64");
       result["loss_f64"] = reference.step().loss;
@@ -269,16 +279,19 @@ Json answer(Trainer& trainer, const Json& content, const std::string& line) {
     result["error"] = gradient_error(trainer.gradients(), exact, trainer.y0_names());
     return result;
   }
-  if (command == "gradients" && words >> path) {
-    const Step step = trainer.step();
+  if ((command == "gradients" || command == "exact") && words >> path) {
+    Trainer exact(content, "f64");
+    Trainer& chosen = command == "exact" ? exact : trainer;
+    const Step step = chosen.step();
     std::ofstream file(path);
-    file << Json{{"loss", step.loss}, {"gradients", trainer.gradients()}}.dump() << '\n';
+    file << Json{{"loss", step.loss}, {"gradients", chosen.gradients()}}.dump() << '\n';
     return {{"written", path}};
   }
   if (command == "versions") {
     return {{"libtorch", TORCH_VERSION}};
   }
-  return {{"failed", "no command '" + command + "', need run, check, gradients, versions, quit"}};
+  return {{"failed", "no command '" + command +
+                         "', need run, check, memory, gradients, exact, versions, quit"}};
 }
 
 }  // namespace

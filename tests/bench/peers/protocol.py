@@ -94,32 +94,39 @@ def serve(case, make_trainer, precision, method, versions, note=""):
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    def run(trainer, count):
+    def run(count):
         steps = [trainer.step() for _ in range(count)]
         answer = {"seconds": [s.seconds for s in steps]}
         if steps[0].seconds_forward is not None:
             answer["seconds_forward"] = [s.seconds_forward for s in steps]
         return answer
 
-    def check(trainer, reference_path):
-        answer = {"resident_bytes": resident_growth(trainer.step)}
-        answer["loss"] = trainer.step().loss
-        ours = trainer.gradients()
+    exact = {}  # loss and gradients of the f64 run, once it was asked for
+
+    def exact_run():
+        if not exact:
+            reference = make_trainer("f64")
+            exact["loss"] = reference.step().loss
+            exact["gradients"] = reference.gradients()
+        return exact
+
+    def check(reference_path):
+        steps = []
+        answer = {"resident_bytes": resident_growth(lambda: steps.append(trainer.step()))}
+        answer |= {"loss": steps[0].loss, "seconds": steps[0].seconds}
         if reference_path:
             with open(reference_path) as file:
-                reference = json.load(file)["gradients"]
+                reference = json.load(file)
         else:
-            exact = make_trainer("f64")
-            answer["loss_f64"] = exact.step().loss
-            reference = exact.gradients()
-        answer["error"] = gradient_error(case, ours, reference)
+            reference = exact_run()
+        answer["loss_f64"] = reference["loss"]
+        answer["error"] = gradient_error(case, trainer.gradients(), reference["gradients"])
         return answer
 
-    def write_gradients(trainer, path):
-        loss = trainer.step().loss
-        gradients = {n: np.ravel(g).astype(float).tolist() for n, g in trainer.gradients().items()}
+    def write(path, loss, gradients):
+        lists = {n: np.ravel(g).astype(float).tolist() for n, g in gradients.items()}
         with open(path, "w") as file:
-            json.dump({"loss": loss, "gradients": gradients}, file)
+            json.dump({"loss": loss, "gradients": lists}, file)
         return {"written": path}
 
     try:
@@ -137,14 +144,20 @@ def serve(case, make_trainer, precision, method, versions, note=""):
             if command == "quit":
                 break
             if command == "run":
-                say(run(trainer, int(rest[0]) if rest else 1))
+                say(run(int(rest[0]) if rest else 1))
             elif command == "check":
-                say(check(trainer, rest[0] if rest else None))
+                say(check(rest[0] if rest else None))
+            elif command == "memory":
+                say({"resident_bytes": resident_growth(trainer.step)})
             elif command == "gradients":
-                say(write_gradients(trainer, rest[0]))
+                loss = trainer.step().loss
+                say(write(rest[0], loss, trainer.gradients()))
+            elif command == "exact":
+                say(write(rest[0], exact_run()["loss"], exact_run()["gradients"]))
             elif command == "versions":
                 say(versions)
             else:
-                say({"failed": f"no command {command!r}, need run, check, gradients, versions, quit"})
+                known = "run, check, memory, gradients, exact, versions, quit"
+                say({"failed": f"no command {command!r}, need one of {known}"})
         except Exception as error:  # a peer's failure is a result, the other rows still run
             say({"failed": f"{type(error).__name__}: {error}"})

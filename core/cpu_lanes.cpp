@@ -371,8 +371,14 @@ LaneKernels<T> kernels() {
           sum<T>,           add_by_lane<T>,   flush<T>,     flush_by_lane<T>, largest<T>,      dot<T>};
 }
 
-LaneKernels<float> kernels_f32() { return kernels<float>(); }
-LaneKernels<double> kernels_f64() { return kernels<double>(); }
+const LaneKernels<float>& kernels_f32() {
+  static const LaneKernels<float> all = kernels<float>();
+  return all;
+}
+const LaneKernels<double>& kernels_f64() {
+  static const LaneKernels<double> all = kernels<double>();
+  return all;
+}
 
 }  // namespace
 }  // namespace halftape::cpu::HWY_NAMESPACE
@@ -386,13 +392,11 @@ HWY_EXPORT(kernels_f64);
 
 template <>
 const LaneKernels<float>& lane_kernels<float>() {
-  static const LaneKernels<float> kernels = HWY_DYNAMIC_DISPATCH(kernels_f32)();
-  return kernels;
+  return HWY_DYNAMIC_DISPATCH(kernels_f32)();
 }
 template <>
 const LaneKernels<double>& lane_kernels<double>() {
-  static const LaneKernels<double> kernels = HWY_DYNAMIC_DISPATCH(kernels_f64)();
-  return kernels;
+  return HWY_DYNAMIC_DISPATCH(kernels_f64)();
 }
 
 }  // namespace halftape::cpu

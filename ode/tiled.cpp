@@ -507,6 +507,9 @@ bool TiledSolver::backward(std::span<const Tensor* const> operands,
   }
   points_to_times(point_bar_, solve_.options.substeps,
                   gradients[components]->write<double>());
+  if (!cpu_backend().statistics(*gradients[components]).finite()) {
+    return false;
+  }
   if (!pull_back_shared(gradients.subspan(components + 1))) {
     return false;
   }

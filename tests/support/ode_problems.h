@@ -13,6 +13,7 @@
 #include "halftape/core/error.h"
 #include "halftape/core/random.h"
 #include "halftape/ode/odeint.h"
+#include "tests/support/tier.h"
 
 namespace halftape::test {
 
@@ -55,6 +56,7 @@ inline OdeOptions options_for(const std::string& method,
   OdeOptions options;
   options.method = tableau(method);
   options.precision = precision;
+  options.tier = tier_under_test();
   return options;
 }
 

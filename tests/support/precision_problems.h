@@ -12,6 +12,7 @@
 #include "halftape/core/error.h"
 #include "halftape/core/random.h"
 #include "halftape/ode/odeint.h"
+#include "tests/support/tier.h"
 
 namespace halftape::testing {
 
@@ -108,6 +109,7 @@ inline OdeOptions options_of(Precision precision, Scaling scaling = {},
   options.method = tableau(method);
   options.precision = precision;
   options.scaling = scaling;
+  options.tier = test::tier_under_test();
   options.save = Save::last();
   return options;
 }

@@ -10,6 +10,7 @@
 #include "halftape/autodiff/replay.h"
 #include "halftape/nn/module.h"
 #include "tests/support/random_velocity.h"
+#include "tests/support/vector_math.h"
 
 namespace halftape {
 namespace {
@@ -328,6 +329,29 @@ TEST_CASE("in f16 and bf16, tiles are as near to the f64 solve as the interprete
     }
   }
   CHECK(in_tiles >= compared * 9 / 10);
+}
+
+TEST_CASE("on every instruction set, random velocities in tiles equal the interpreter") {
+  const OneThread one;
+  for (const std::int64_t target : test::vector_targets()) {
+    CAPTURE(std::string(hwy::TargetName(target)));
+    const test::OnlyTarget only(target);
+    for (int seed = 0; seed < 60; ++seed) {
+      CAPTURE(seed);
+      Case c = random_case(5000 + seed, Smooth::yes);
+      const auto error = [&](DType dtype) {
+        c.options.precision = Precision::uniform(dtype);
+        const Problem problem = in_dtype(c.velocity.problem, dtype);
+        return difference(solve_by(Tier::automatic, problem, c.options),
+                          solve_by(Tier::interpreter, problem, c.options));
+      };
+      CHECK(error(DType::f32) <=
+            64 * std::sqrt(double(c.evaluations)) * facts(DType::f32).unit_roundoff);
+      if (!c.velocity.constructs.contains("cast")) {
+        CHECK(error(DType::f64) <= 1e-12);
+      }
+    }
+  }
 }
 
 // --- what a random velocity could miss ---

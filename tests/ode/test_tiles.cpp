@@ -376,6 +376,39 @@ TEST_CASE("a product's operand is not written over by what is fused with the pro
   });
 }
 
+TEST_CASE("weights too large for sums lane by lane, and rows too long for wide tiles") {
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    CAPTURE(name(dtype));
+    const OdeOptions options = options_for("rk4", Precision::uniform(dtype));
+    const auto check = [&](const Problem& problem) {
+      check_tiles(in_dtype(problem, dtype), options, dtype == DType::f64 ? 1e-12 : 2e-5);
+    };
+    // 2100 hidden numbers a row in four stages: tiles of 32 rows. Biases and weights by rows.
+    check(problem_of(
+        [](const Var& t, const Var& y, Theta p) {
+          return matmul(tanh(matmul(y, p[0]) + (p[1] + t * p[2])), p[3]) * p[4] - y;
+        },
+        {70, 3},
+        {f64({3, 2100}, 2), f64({2100}, 3), f64({2100}, 4), f64({2100, 3}, 5, 0.02), f64({3}, 6)}));
+    // Groups in a row, weights from both sides and transposed.
+    check(problem_of(
+        [](const Var&, const Var& y, Theta p) {
+          const Var x = tanh(matmul(p[0], y));               // [rows, 40, 31]
+          const Var z = sin(matmul(x, p[1]) + p[2]);         // [rows, 40, 33]
+          const Var back = matmul(p[0], z, Transpose::lhs);  // [rows, 30, 33]
+          return matmul(back, p[1], Transpose::rhs) * 0.05 - y;
+        },
+        {21, 30, 31}, {f64({40, 30}, 2, 0.2), f64({31, 33}, 3, 0.2), f64({33}, 4)}));
+    // Wide weights that are used twice, by the rows and as numbers, and a parameter [1, 900].
+    check(problem_of(
+        [](const Var&, const Var& y, Theta p) {
+          const Var x = sin(matmul(y, p[0])) * p[1];
+          return matmul(x, p[0], Transpose::rhs) * 0.02 + y * reshape(slice(p[0], 1, 0, 1), {5});
+        },
+        {33, 5}, {f64({5, 900}, 2, 0.4), f64({1, 900}, 3)}));
+  }
+}
+
 TEST_CASE("a parameter that is added twice gets both gradients") {
   const std::vector<Tensor> bias{f64({20}, 4, 0.3)};
   const auto check = [](const Problem& problem) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "halftape/core/tensor.h"
+#include "halftape/autodiff/gradient_replay.h"
 #include "halftape/ode/odeint.h"
 
 namespace halftape::bench {
@@ -40,20 +41,33 @@ void write_json(const Case& problem, const std::string& path);
 struct TrainStep {
   double loss = 0;
   std::vector<Tensor> gradients;  // of y0's components, then of theta
-  double seconds = 0;             // the whole step, the release of its memory included
-  double seconds_forward = 0;     // to the value of the loss
+  double seconds = 0;             // the whole step
+  double seconds_forward = 0;     // to the value of the loss; Mode::record only
 };
 
 // Runs steps of one case with given options. Inputs are converted once, to precision.accumulate.
 class Trainer {
  public:
-  Trainer(Case problem, OdeOptions options);
+  // replay: the step is recorded once (GradientReplay). record: each step is recorded on a tape,
+  // differentiated and released, as the packages that are defined by running do it.
+  enum class Mode { replay, record };
+  Trainer(Case problem, OdeOptions options, Mode mode = Mode::replay);
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
   TrainStep step();
+  bool in_tiles() const { return in_tiles_; }  // of the last recording
 
  private:
+  Var loss(std::span<const Var> inputs);
+
   Case problem_;
   Velocity velocity_;  // keeps its recorded program from step to step
   OdeOptions options_;
+  Mode mode_;
+  GradientReplay replay_;
+  std::vector<Tensor> inputs_;
+  bool in_tiles_ = false;
 };
 
 }  // namespace halftape::bench

@@ -540,8 +540,14 @@ class Worker {
 
  public:
   static void merge(LedgerEntry& all, const LedgerEntry& one, bool used) {
-    if (!used) {
+    const auto is_idle = [](const LedgerEntry& entry) {  // all cotangents zero: no scale was used
+      return entry.max_magnitude == 0 && entry.underflows == 0;
+    };
+    if (!used || is_idle(all)) {
       all = one;
+      return;
+    }
+    if (is_idle(one)) {
       return;
     }
     all.min_exponent = std::min(all.min_exponent, one.min_exponent);

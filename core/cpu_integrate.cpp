@@ -520,7 +520,7 @@ class Worker {
       return;  // nothing waits
     }
     for (const TileSum& sum : v_.sums) {
-      if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
+      if (sum.target == TileSpace::parameter) {
         k_.flush(sums.parameters + sum.offset, m_.sums + sum.offset, pending_, numbers_of(sum));
       }
     }
@@ -529,7 +529,7 @@ class Worker {
 
   void flush_times(int i, int s, double factor, Sums& sums) {
     for (const TileSum& sum : v_.sums) {
-      if (sum.target_offset >= 0 && sum.target == TileSpace::time) {
+      if (sum.target == TileSpace::time) {
         T* acc = m_.sums + sum.offset;
         T* total = sums.times + time_of(i, s) * v_.times + sum.target_offset;
         add_sum(sum, acc, T(factor), total);
@@ -640,7 +640,7 @@ class CpuIntegrator {
     for (std::int64_t group = 0; group < tiling_.groups; ++group) {
       const auto& s = sums_[std::size_t(group)];
       for (const TileSum& sum : v.sums) {
-        if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
+        if (sum.target == TileSpace::parameter) {
           Worker<T>::add_sum(sum, s.parameters + sum.offset, T(1),
                              parameters_bar + sum.target_offset);
         }
@@ -770,10 +770,8 @@ class CpuRows {
     if (backward) {
       T* bar = static_cast<T*>(run.parameters_bar.data);
       for (const TileSum& sum : v_.sums) {
-        if (sum.target_offset >= 0) {
-          Worker<T>::add_sum(sum, m_.sums + sum.offset, T(1), bar + sum.target_offset);
-          std::fill_n(m_.sums + sum.offset, Worker<T>::numbers_of(sum), T(0));
-        }
+        Worker<T>::add_sum(sum, m_.sums + sum.offset, T(1), bar + sum.target_offset);
+        std::fill_n(m_.sums + sum.offset, Worker<T>::numbers_of(sum), T(0));
       }
     }
   }

@@ -156,7 +156,7 @@ TEST_CASE("a velocity that mixes rows runs step by step, says why, and refuses T
        [](const Var&, const Var& y) { return softmax(y, 0); },
        {70, 5},
        {},
-       "op 'logsumexp' has no tile form"},
+       "op 'logsumexp' runs over rows"},
       {"transpose",
        [](const Var&, const Var& y) { return tanh(transpose(y)); },
        {20, 20},

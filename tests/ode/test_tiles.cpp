@@ -542,6 +542,47 @@ TEST_CASE("values of the time are right on both sides of every 32nd step") {
   check_tiles(test::tanh_net(linspace(0, 2, 70), DType::f64), options_for("rk4"));
 }
 
+TEST_CASE("a shared value used twice, and two with one cotangent, get their sums") {
+  const auto p = [](const Shape& shape, std::uint64_t seed) {
+    return test::normal(shape, DType::f64, seed, 0.5);
+  };
+  const std::vector<VelocityFunction> velocities{
+      [](const Var& t, const State& y, std::span<const Var> w) -> State {
+        return tanh(y[0] + w[1] + w[1] + t + t);
+      },
+      [](const Var&, const State& y, std::span<const Var> w) -> State {
+        return tanh(y[0] + w[1] + w[2]);
+      },
+      [](const Var&, const State& y, std::span<const Var> w) -> State {
+        return tanh(matmul(y[0], w[0]) + matmul(y[0], w[0]) + w[2]);
+      },
+      [](const Var&, const State& y, std::span<const Var> w) -> State {  // shares part of a sum
+        return tanh(y[0] + w[1]) * w[2] + w[1];
+      },
+  };
+  for (std::size_t k = 0; k < velocities.size(); ++k) {
+    CAPTURE(k);
+    Problem problem{velocities[k], {{"y", p({33, 3}, 1)}}, {0, 0.2, 0.5},
+                    {p({3, 3}, 2), p({3}, 3), p({3}, 4)}};
+    check_tiles(problem, options_for("rk38"));
+  }
+}
+
+TEST_CASE("logsumexp and softmax within a row run in tiles, over the last axis or another") {
+  for (const int axis : {1, 2}) {
+    CAPTURE(axis);
+    Problem problem{
+        [axis](const Var&, const State& y, std::span<const Var> w) -> State {
+          const Var scores = matmul(y[0], w[0]);
+          return softmax(scores, axis) * tanh(y[0]) - 0.1 * logsumexp(y[0], {axis}, KeepAxes::yes);
+        },
+        {{"y", test::normal({20, 4, 3}, DType::f64, 5)}},
+        {0, 0.3, 0.5},
+        {test::normal({3, 3}, DType::f64, 6)}};
+    check_tiles(problem, options_for("rk4"));
+  }
+}
+
 TEST_CASE("1000 rows are sixteen tiles in eight groups") {
   check_tiles(with_time(1000, {0, 0.3, 0.5}, DType::f64), options_for("rk4"));
   check_tiles(with_time(1000, {0, 0.3, 0.5}, DType::f32),

@@ -1,5 +1,8 @@
 #include "halftape/autodiff/differentiate.h"
 
+#include <map>
+#include <tuple>
+
 #include "halftape/autodiff/op_list.h"
 #include "halftape/core/check.h"
 
@@ -157,6 +160,60 @@ void remove_dead_code(Program& program, std::span<const ValueId> keep) {
     }
   }
   program.instructions.assign(kept.rbegin(), kept.rend());
+}
+
+void remove_common_subexpressions(Program& program) {
+  using Key = std::tuple<const OpDef*, std::vector<ValueId>, DType, std::vector<std::int64_t>,
+                         std::vector<std::int64_t>, unsigned, int, bool, Transpose, MatmulMode>;
+  std::map<Key, std::vector<ValueId>> known;
+  std::vector<ValueId> ids(program.values.size());
+  for (std::size_t v = 0; v < ids.size(); ++v) {
+    ids[v] = ValueId(v);
+  }
+  std::map<std::pair<DType, double>, ValueId> scalars;
+  for (const Constant& c : program.constants) {
+    if (c.value.count() == 1 && c.value.shape().rank() == 0) {
+      const auto [found, is_new] =
+          scalars.try_emplace({c.value.dtype(), c.value.item()}, c.id);
+      ids[std::size_t(c.id)] = found->second;
+    }
+  }
+  std::vector<Instruction> kept;
+  for (const Instruction& instruction : program.instructions) {
+    for (int k = 0; k < instruction.input_count; ++k) {
+      ValueId& id = program.operands[std::size_t(instruction.first_operand + k)];
+      id = ids[std::size_t(id)];
+    }
+    const Attributes& a = program.attributes_of(instruction);
+    if (a.payload == nullptr) {
+      const auto in = program.inputs_of(instruction);
+      const auto out = program.outputs_of(instruction);
+      const auto sizes = a.shape.sizes();
+      Key key{instruction.op,
+              {in.begin(), in.end()},
+              a.dtype,
+              {sizes.begin(), sizes.end()},
+              {a.offsets.begin(), a.offsets.end()},
+              a.axes,
+              a.axis,
+              a.keep_axes,
+              a.transpose,
+              a.matmul_mode};
+      const auto [found, is_new] =
+          known.try_emplace(std::move(key), std::vector<ValueId>{out.begin(), out.end()});
+      if (!is_new) {
+        for (std::size_t k = 0; k < out.size(); ++k) {
+          ids[std::size_t(out[k])] = found->second[k];
+        }
+        continue;
+      }
+    }
+    kept.push_back(instruction);
+  }
+  program.instructions = std::move(kept);
+  for (ValueId& id : program.outputs) {
+    id = ids[std::size_t(id)];
+  }
 }
 
 }  // namespace halftape

@@ -76,4 +76,7 @@ Derivative differentiate(const Program& program, std::span<const ValueId> output
 // Removes instructions that none of `keep` needs. Values keep their ids.
 void remove_dead_code(Program& program, std::span<const ValueId> keep);
 
+// Merges instructions that compute the same from the same values. Values keep their ids.
+void remove_common_subexpressions(Program& program);
+
 }  // namespace halftape

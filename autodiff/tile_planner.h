@@ -44,7 +44,4 @@ struct TilePlanning {
 };
 TilePlanning plan_tiles(const Program& program, const TileRequest& request);
 
-// Merges instructions that compute the same from the same values. Values keep their ids.
-void remove_common_subexpressions(Program& program);
-
 }  // namespace halftape

@@ -1,0 +1,404 @@
+// From instructions with storages of their own to a plan: what is not needed goes, what can run
+// together is put together, storages get places in a tile's memory.
+#include "halftape/autodiff/tile_draft.h"
+
+#include <algorithm>
+#include <span>
+
+namespace halftape {
+
+std::int32_t TileDraft::add_index(const std::vector<std::int32_t>& index) {
+  bool same = true;
+  bool first = true;
+  for (std::size_t e = 0; e < index.size(); ++e) {
+    same &= index[e] == std::int32_t(e);
+    first &= index[e] == 0;
+  }
+  if (same) {
+    return TileOperand::same;
+  }
+  if (first) {
+    return TileOperand::first;
+  }
+  const auto [found, is_new] =
+      known_index_.try_emplace(index, std::int32_t(plan_.index.size()));
+  if (is_new) {
+    plan_.index.insert(plan_.index.end(), index.begin(), index.end());
+  }
+  return found->second;
+}
+
+namespace {
+
+bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
+
+template <class F>
+void for_each_operand(TileInstruction& i, F&& f) {
+  for (int k = 0; k < i.operands; ++k) {
+    if (is_rows(i.in[std::size_t(k)].ref)) {
+      f(i.in[std::size_t(k)]);
+    }
+  }
+}
+
+}  // namespace
+
+void TileDraft::remove_dead() {
+  TilePlan& plan = plan_;
+  std::vector<bool> needed(storages_.size());
+  for (const auto* ports : {&plan.rows_out, &plan.rows_bar}) {
+    for (const TilePort& port : *ports) {
+      if (is_rows(port.ref)) {
+        needed[std::size_t(port.ref.offset)] = true;
+      }
+    }
+  }
+  for (auto* list : {&plan.backward, &plan.forward}) {
+    std::vector<TileInstruction> live;
+    for (std::size_t n = list->size(); n-- > 0;) {
+      TileInstruction& i = (*list)[n];
+      const bool wanted =
+          i.out.space == TileSpace::sums || needed[std::size_t(i.out.offset)];
+      if (wanted) {
+        for_each_operand(i, [&](TileOperand& x) { needed[std::size_t(x.ref.offset)] = true; });
+        live.push_back(i);
+      }
+    }
+    list->assign(live.rbegin(), live.rend());
+  }
+}
+
+// A map that reads a broadcast, slice or transpose reads its source instead, by index.
+void TileDraft::fold_copies() {
+  TilePlan& plan = plan_;
+  std::map<int, const TileInstruction*> copies;  // by the storage written
+  const auto foldable = [&](const TileInstruction& i) {
+    bool good = i.kind == TileInstruction::Kind::copy && i.in_first == 0 && i.out_first == 0 &&
+                i.count == storage(i.out).elements && !storage(i.out).pinned;
+    good = good && wider(i.dtype, arithmetic_) == i.dtype;  // it rounds nothing
+    for (int e = 0; good && i.in[0].index >= 0 && e < i.count; ++e) {
+      good = plan.index[std::size_t(i.in[0].index + e)] >= 0;
+    }
+    return good;
+  };
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *list) {
+      if (foldable(i)) {
+        copies[i.out.offset] = &i;
+      }
+      if (i.kind != TileInstruction::Kind::map) {
+        continue;
+      }
+      for_each_operand(i, [&](TileOperand& x) {
+        const auto found = copies.find(x.ref.offset);
+        if (found == copies.end()) {
+          return;
+        }
+        const TileOperand source = found->second->in[0];
+        const auto element = [&](const TileOperand& operand, std::int32_t e) {
+          return operand.index == TileOperand::same    ? e
+                 : operand.index == TileOperand::first ? 0
+                                                       : plan.index[std::size_t(operand.index + e)];
+        };
+        std::vector<std::int32_t> index;
+        for (std::int32_t e = 0; e < i.count; ++e) {
+          index.push_back(element(source, element(x, e)));
+        }
+        x = {source.ref, add_index(index)};
+      });
+    }
+  }
+}
+
+// gemm, then + table by m: one instruction.
+void TileDraft::fuse_bias() {
+  TilePlan& plan = plan_;
+  std::vector<int> uses(storages_.size());
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *list) {
+      for_each_operand(i, [&](TileOperand& x) { ++uses[std::size_t(x.ref.offset)]; });
+    }
+  }
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (std::size_t n = 0; n + 1 < list->size(); ++n) {
+      TileInstruction& gemm = (*list)[n];
+      TileInstruction& add = (*list)[n + 1];
+      if (gemm.kind != TileInstruction::Kind::gemm || add.kind != TileInstruction::Kind::map ||
+          gemm.bias.space != TileSpace::none || gemm.loops.n != 1 || gemm.dtype != add.dtype ||
+          add.code.wrt >= 0 || add.code.op != scalar_op_index<Add>() || add.count != gemm.count ||
+          uses[std::size_t(gemm.out.offset)] != 1 || storage(gemm.out).pinned) {
+        continue;
+      }
+      for (int k = 0; k < 2; ++k) {
+        const TileOperand& x = add.in[std::size_t(k)];
+        const TileOperand& bias = add.in[std::size_t(1 - k)];
+        bool by_m = bias.ref.space == TileSpace::parameter || bias.ref.space == TileSpace::time;
+        by_m &= x.ref == gemm.out && x.index == TileOperand::same;
+        by_m &= bias.index != TileOperand::first || gemm.loops.m == 1;
+        by_m &= bias.index != TileOperand::same || gemm.loops.batch == 1;
+        for (int e = 0; by_m && bias.index >= 0 && e < add.count; ++e) {
+          by_m = plan.index[std::size_t(bias.index + e)] == e % gemm.loops.m;
+        }
+        if (by_m) {
+          gemm.bias = bias.ref;
+          gemm.out = add.out;
+          list->erase(list->begin() + std::ptrdiff_t(n) + 1);
+          break;
+        }
+      }
+    }
+  }
+}
+
+// Sums over rows give nothing by row, so they can wait until a chain of maps is done.
+void TileDraft::sink_sums(std::vector<TileInstruction>& list) {
+  std::vector<TileInstruction> result, waiting;
+  for (const TileInstruction& i : list) {
+    if (i.out.space == TileSpace::sums) {
+      waiting.push_back(i);
+      continue;
+    }
+    if (i.kind != TileInstruction::Kind::map) {
+      result.insert(result.end(), waiting.begin(), waiting.end());
+      waiting.clear();
+    }
+    result.push_back(i);
+  }
+  result.insert(result.end(), waiting.begin(), waiting.end());
+  list = std::move(result);
+}
+
+// A map may write over an operand that nobody reads afterwards.
+void TileDraft::share_in_place() {
+  TilePlan& plan = plan_;
+  std::vector<TileInstruction*> all;
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *list) {
+      all.push_back(&i);
+    }
+  }
+  std::vector<int> last(storages_.size(), -1);
+  for (std::size_t n = 0; n < all.size(); ++n) {
+    for_each_operand(*all[n], [&](TileOperand& x) { last[std::size_t(x.ref.offset)] = int(n); });
+  }
+  const TileInstruction* head = nullptr;  // of the group that instruction n is in
+  for (std::size_t n = 0; n < all.size(); ++n) {
+    TileInstruction& i = *all[n];
+    head = i.fused ? head : &i;
+    if (i.kind != TileInstruction::Kind::map || !is_rows(i.out)) {
+      continue;
+    }
+    bool merged = false;
+    for_each_operand(i, [&](TileOperand& x) {
+      Storage& from = storage(x.ref);
+      for (int k = 0; k < i.operands; ++k) {  // nobody else reads it at other elements
+        const TileOperand& other = i.in[std::size_t(k)];
+        if (other.ref == x.ref && other.index != x.index) {
+          return;
+        }
+      }
+      // A product reads all of its operand again for each panel of its group.
+      if (head->kind == TileInstruction::Kind::gemm && head->in[1].ref == x.ref) {
+        return;
+      }
+      if (!merged && x.index == TileOperand::same && !from.pinned && !from.kept &&
+          last[std::size_t(x.ref.offset)] == int(n) && from.elements == storage(i.out).elements &&
+          from.merged_into < 0 && x.ref != i.out) {
+        from.merged_into = i.out.offset;
+        merged = true;
+      }
+    });
+  }
+}
+
+void TileDraft::mark_fused(std::vector<TileInstruction>& list) {
+  std::vector<std::int32_t> produced;  // by the group so far
+  for (std::size_t n = 0; n < list.size(); ++n) {
+    TileInstruction& i = list[n];
+    const bool gemm = i.kind == TileInstruction::Kind::gemm &&
+                      (i.loops.batch == 1 ? i.loops.n == 1 || i.loops.out[1] == i.loops.n
+                                          : i.loops.out[0] * i.loops.batch == i.count);
+    bool joins = n > 0 && i.kind == TileInstruction::Kind::map && !produced.empty() &&
+                 list[n - 1].count == i.count;
+    if (joins) {
+      for_each_operand(i, [&](TileOperand& x) {
+        const bool of_group =
+            std::find(produced.begin(), produced.end(), x.ref.offset) != produced.end();
+        joins &= !of_group || x.index == TileOperand::same;
+      });
+    }
+    if (!joins) {
+      produced.clear();
+    }
+    i.fused = joins;
+    if (i.kind == TileInstruction::Kind::map || gemm) {
+      produced.push_back(i.out.offset);
+    } else {
+      produced.clear();
+    }
+  }
+}
+
+void TileDraft::place() {
+  TilePlan& plan = plan_;
+  // Kept: computed or given in the forward pass, read in the backward pass.
+  std::vector<bool> forward_made(storages_.size());
+  for (const auto* ports : {&plan.rows_in, &plan.rows_constant}) {
+    for (const TilePort& port : *ports) {
+      forward_made[std::size_t(port.ref.offset)] = true;
+    }
+  }
+  for (const TileInstruction& i : plan.forward) {
+    if (is_rows(i.out)) {
+      forward_made[std::size_t(i.out.offset)] = true;
+    }
+  }
+  for (TileInstruction& i : plan.backward) {
+    for_each_operand(i, [&](TileOperand& x) {
+      storage(x.ref).kept |= forward_made[std::size_t(x.ref.offset)];
+    });
+  }
+  for (const TilePort& port : plan.rows_bar) {  // an input's cotangent may be a forward value
+    if (is_rows(port.ref)) {
+      storage(port.ref).kept |= forward_made[std::size_t(port.ref.offset)];
+    }
+  }
+  share_in_place();
+
+  std::vector<TileSpace> space(storages_.size(), TileSpace::scratch);
+  for (std::size_t s = 0; s < storages_.size(); ++s) {
+    if (storages_[s].kept && storages_[s].merged_into < 0) {
+      space[s] = TileSpace::kept;
+      storages_[s].offset = plan.kept;
+      plan.kept += storages_[s].elements;
+    }
+  }
+  // Scratch by lifetime, in each pass on its own; entry values live from the start, results to the
+  // end.
+  const auto place_scratch = [&](std::vector<TileInstruction>& list,
+                                 std::span<const TilePort> given, std::span<const TilePort> taken) {
+    const int end = int(list.size());
+    std::vector<int> from(storages_.size(), end + 1), to(storages_.size(), -1);
+    const auto touch = [&](const TileRef& ref, int at) {
+      if (is_rows(ref)) {
+        const auto s = std::size_t(storage_root(ref.offset));
+        from[s] = std::min(from[s], at);
+        to[s] = std::max(to[s], at);
+      }
+    };
+    for (const TilePort& port : given) {
+      touch(port.ref, -1);
+    }
+    for (int n = 0; n < end; ++n) {
+      for_each_operand(list[std::size_t(n)], [&](TileOperand& x) { touch(x.ref, n); });
+      touch(list[std::size_t(n)].out, n);
+    }
+    for (const TilePort& port : taken) {
+      touch(port.ref, end);
+    }
+    // A group runs panel by panel: what it touches must not share memory within it.
+    for (int n = 0; n < end;) {
+      int last = n;
+      while (last + 1 < end && list[std::size_t(last) + 1].fused) {
+        ++last;
+      }
+      for (std::size_t s = 0; s < storages_.size(); ++s) {
+        if (to[s] >= n && to[s] <= last && from[s] <= last) {
+          to[s] = last;
+        }
+        if (from[s] >= n && from[s] <= last) {
+          from[s] = n;
+        }
+      }
+      n = last + 1;
+    }
+    std::vector<std::size_t> order;
+    for (std::size_t s = 0; s < storages_.size(); ++s) {
+      if (to[s] >= 0 || from[s] < 0) {
+        if (space[s] == TileSpace::scratch && storages_[s].merged_into < 0) {
+          order.push_back(s);
+        }
+      }
+    }
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return storages_[a].elements > storages_[b].elements;
+    });
+    std::vector<std::size_t> placed;
+    for (const std::size_t s : order) {
+      std::int32_t offset = 0;
+      bool moved = true;
+      while (moved) {
+        moved = false;
+        for (const std::size_t other : placed) {
+          const bool together = from[s] <= to[other] && from[other] <= to[s];
+          if (together && offset < storages_[other].offset + storages_[other].elements &&
+              storages_[other].offset < offset + storages_[s].elements) {
+            offset = storages_[other].offset + storages_[other].elements;
+            moved = true;
+          }
+        }
+      }
+      storages_[s].offset = offset;
+      placed.push_back(s);
+      plan.scratch = std::max(plan.scratch, offset + storages_[s].elements);
+    }
+  };
+  std::vector<TilePort> given = plan.rows_in;
+  given.insert(given.end(), plan.rows_constant.begin(), plan.rows_constant.end());
+  place_scratch(plan.forward, given, plan.rows_out);
+  place_scratch(plan.backward, plan.seeds, plan.rows_bar);
+
+  const auto settle = [&](TileRef& ref) {
+    if (is_rows(ref)) {
+      const auto s = std::size_t(storage_root(ref.offset));
+      ref = {space[s], storages_[s].offset};
+    }
+  };
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *list) {
+      for (int k = 0; k < i.operands; ++k) {
+        settle(i.in[std::size_t(k)].ref);
+      }
+      settle(i.out);
+    }
+  }
+  for (auto* ports :
+       {&plan.rows_in, &plan.rows_constant, &plan.rows_out, &plan.seeds, &plan.rows_bar}) {
+    for (TilePort& port : *ports) {
+      settle(port.ref);
+    }
+  }
+}
+
+void TileDraft::finish() {
+  TilePlan& plan = plan_;
+  fold_copies();
+  remove_dead();
+  fuse_bias();
+  for (const TileInstruction& i : plan.backward) {
+    plan.narrow_cotangents |=
+        i.out.space != TileSpace::sums && facts(i.dtype).p < facts(DType::f32).p;
+  }
+  for (const TilePort& seed : plan.seeds) {
+    plan.narrow_cotangents |= facts(seed.dtype).p < facts(DType::f32).p;
+  }
+  if (plan.narrow_cotangents) {
+    std::stable_partition(
+        plan.backward.begin(), plan.backward.end(),
+        [](const TileInstruction& i) { return i.out.space != TileSpace::sums; });
+  } else {
+    sink_sums(plan.backward);
+  }
+  mark_fused(plan.forward);
+  mark_fused(plan.backward);
+  place();
+
+  // Accumulators that are targets get memory, in units of whole vectors.
+  for (TileSum& sum : plan.sums) {
+    sum.offset = plan.sum_numbers;
+    plan.sum_numbers += sum.by_lane ? sum.elements * tile_vector
+                                    : sum.elements / sum.columns * sum.stride;
+  }
+}
+
+}  // namespace halftape

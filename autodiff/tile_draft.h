@@ -1,0 +1,56 @@
+// Internal to the tile planner: a plan whose rows still have a storage for each value. References to
+// rows are TileSpace::scratch with the number of a storage, until finish() places them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "halftape/core/tile_plan.h"
+
+namespace halftape {
+
+class TileDraft {
+ public:
+  struct Storage {
+    std::int32_t elements = 0;
+    bool kept = false;
+    bool pinned = false;  // an input or an output: never shared in place
+    int merged_into = -1;
+    std::int32_t offset = 0;
+  };
+
+  TileDraft(TilePlan& plan, DType arithmetic) : plan_(plan), arithmetic_(arithmetic) {}
+
+  int add_storage(std::int32_t elements) {
+    storages_.push_back({elements});
+    return int(storages_.size()) - 1;
+  }
+  Storage& storage(const TileRef& ref) { return storages_[std::size_t(ref.offset)]; }
+  // The index as an operand has it: TileOperand::same, ::first, or its place in TilePlan::index.
+  std::int32_t add_index(const std::vector<std::int32_t>& index);
+
+  void finish();
+
+ private:
+  void remove_dead();
+  void fold_copies();
+  void fuse_bias();
+  void sink_sums(std::vector<TileInstruction>& list);
+  void share_in_place();
+  void mark_fused(std::vector<TileInstruction>& list);
+  void place();
+  int storage_root(int s) const {
+    while (storages_[std::size_t(s)].merged_into >= 0) {
+      s = storages_[std::size_t(s)].merged_into;
+    }
+    return s;
+  }
+
+  TilePlan& plan_;
+  DType arithmetic_;
+  std::vector<Storage> storages_;
+  std::map<std::vector<std::int32_t>, std::int32_t> known_index_;
+};
+
+}  // namespace halftape

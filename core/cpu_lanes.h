@@ -25,9 +25,9 @@ struct Gemm {
   std::int64_t x_stride;
   T* c;
   std::int64_t c_stride;
-  const T* bias;
-  bool accumulate;
-  LaneRounding rounding;
+  const T* bias = nullptr;
+  bool accumulate = false;
+  LaneRounding rounding = LaneRounding::none;
 };
 
 // sums(i, j) += sum over r of g(i, r) x(j, r), r < n, lane by lane: sums is [m, k, tile_vector].

@@ -42,7 +42,12 @@ struct TrainStep {
   std::vector<Tensor> gradients;  // of y0's components, then of theta
   double seconds = 0;             // the whole step, the release of its memory included
   double seconds_forward = 0;     // to the value of the loss
+  bool in_tiles = false;
+  std::int64_t retries = 0;
 };
+
+// Mean over y0, its components taken together, and the parameters of the relative 2-norm error.
+double gradient_error(const Case& problem, const TrainStep& ours, const TrainStep& reference);
 
 // Runs steps of one case with given options. Inputs are converted once, to precision.accumulate.
 class Trainer {

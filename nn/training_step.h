@@ -12,26 +12,24 @@
 // captures is a constant, and changing it later is an error.
 #pragma once
 
-#include <functional>
 #include <initializer_list>
-#include <memory>
 #include <span>
 #include <vector>
 
-#include "halftape/autodiff/replay.h"
+#include "halftape/autodiff/gradient_replay.h"
 #include "halftape/nn/optimisers.h"
 
 namespace halftape {
 
 class TrainingStep {
  public:
-  using Loss = std::function<Var(std::span<const Var> data)>;  // a scalar
+  using Loss = GradientReplay::Function;  // a scalar
 
-  TrainingStep(Optimiser& optimiser, Loss loss) : optimiser_(optimiser), loss_(std::move(loss)) {}
+  TrainingStep(Optimiser& optimiser, Loss loss)
+      : optimiser_(optimiser), loss_(std::move(loss), GradientReplay::InputGradients::no) {}
 
-  // Returns the loss. Throws ShapeError or DTypeError for data of other types than the first,
-  // ValueError for data that is not finite, NumericError when a solve fails; the parameters are
-  // then as they were.
+  // Returns the loss. Throws as GradientReplay::run does, and ValueError when the loss uses a
+  // parameter the optimiser does not have; the parameters are then as they were.
   double operator()(std::span<const Tensor> data);
   double operator()(std::initializer_list<Tensor> data) {
     return (*this)(std::span<const Tensor>(data.begin(), data.size()));
@@ -40,16 +38,11 @@ class TrainingStep {
   // The gradients of the last step, in the order of the optimiser's parameters; null where the loss
   // does not use one.
   std::span<const Tensor* const> gradients() const { return gradients_; }
-  const Program& program() const;  // of the step; ValueError before the first one
+  const Program& program() const { return loss_.program(); }
 
  private:
-  void record(std::span<const Tensor> data);
-
   Optimiser& optimiser_;
-  Loss loss_;
-  std::unique_ptr<Replay> replay_;
-  std::vector<ValueId> data_, parameters_, parameters_bar_;  // parameters_: no_value if not used
-  ValueId value_ = no_value;
+  GradientReplay loss_;
   std::vector<const Tensor*> gradients_;
 };
 

@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::vector<std::int64_t> targets = test::vector_targets();
-  std::printf("Largest error in ulp over every %lluth f32 bit pattern; ns per element in L1\n\n",
+  std::printf("Largest error in ulp over 1 f32 bit pattern in %llu; ns per element in L1\n\n",
               static_cast<unsigned long long>(stride));
   std::printf("| function |");
   for (const std::int64_t target : targets) {

@@ -103,7 +103,7 @@ class Worker {
       return memory_;
     }
     if (command == "tier") {
-      return {{"tier", "interpreter"}};
+      return {{"tier", trainer_.in_tiles() ? "tiles" : "interpreter"}};
     }
     if (command == "versions") {
       return {{"halftape", version}};
@@ -124,13 +124,10 @@ class Worker {
  private:
   Json run(int count) {
     Json seconds = Json::array();
-    Json seconds_forward = Json::array();
     for (int i = 0; i < count; ++i) {
-      const TrainStep step = trainer_.step();
-      seconds.push_back(step.seconds);
-      seconds_forward.push_back(step.seconds_forward);
+      seconds.push_back(trainer_.step().seconds);
     }
-    return {{"seconds", seconds}, {"seconds_forward", seconds_forward}};
+    return {{"seconds", seconds}};
   }
 
   Json check() {

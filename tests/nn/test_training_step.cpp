@@ -88,7 +88,7 @@ TEST_CASE("a step that fails leaves the parameters as they were, and the next on
   Optimiser optimiser(ode.parameters(), Sgd{.learning_rate = 1e-2});
   TrainingStep step(optimiser, [&](std::span<const Var> x) { return mse(ode(x[0], times), x[1]); });
   CHECK_THROWS_WITH_AS(
-      step.program(), "training_step: nothing is recorded yet. Fix: run one step with data first.",
+      step.program(), "gradient_replay: nothing is recorded yet. Fix: run it with inputs first.",
       ValueError);
   const Tensor y0 = data(1, {4, 2});
   const Tensor target = data(2, {7, 4, 2});
@@ -97,15 +97,15 @@ TEST_CASE("a step that fails leaves the parameters as they were, and the next on
   Tensor bad = y0.clone();
   bad.write<float>()[3] = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_WITH_AS(step({bad, target}),
-                       "training_step: data 0 is not finite - 0 inf and 1 nan of 8 values. Fix: "
+                       "gradient_replay: input 0 is not finite - 0 inf and 1 nan of 8 values. Fix: "
                        "pass finite numbers.",
                        ValueError);
   CHECK_THROWS_WITH_AS(step({data(1, {5, 2}), target}),
-                       "replay: input 'data0' has shape [5, 2], recorded as [4, 2]. Fix: record "
+                       "replay: input 'input0' has shape [5, 2], recorded as [4, 2]. Fix: record "
                        "again for the new shape.",
                        ShapeError);
   CHECK_THROWS_WITH_AS(
-      step({y0}), "training_step: 1 tensors of data, the first step had 2. Fix: pass the same.",
+      step({y0}), "gradient_replay: 1 inputs, the first run had 2. Fix: pass the same.",
       ValueError);
   CHECK(ode.parameters()[0].value().to_vector() == before.to_vector());
   CHECK(step({y0, target}) < first);
@@ -120,12 +120,13 @@ TEST_CASE("a loss with foreign parameters or no single value is an error") {
     return mean(foreign(ode(x[0], {0, 1})));
   });
   CHECK_THROWS_WITH_AS(uses_foreign({data(1, {4, 2})}),
-                       "training_step: the loss uses 6 parameters, 4 of them are the optimiser's. "
-                       "Fix: give the optimiser the parameters of every module in the loss.",
+                       "training_step: the loss uses parameter 'weight', which the optimiser does "
+                       "not have. Fix: give the optimiser the parameters of every module in the "
+                       "loss.",
                        ValueError);
   TrainingStep no_scalar(optimiser, [&](std::span<const Var> x) { return ode(x[0], {0, 1}); });
   CHECK_THROWS_WITH_AS(no_scalar({data(1, {4, 2})}),
-                       "training_step: the loss has shape [2, 4, 2], need one number computed from "
-                       "the data. Fix: sum or mean it.",
+                       "gradient_replay: the function gave shape [2, 4, 2], need one number "
+                       "computed from the inputs. Fix: sum or mean it.",
                        ShapeError);
 }

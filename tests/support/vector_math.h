@@ -59,7 +59,7 @@ inline std::span<const VectorFunction> vector_functions() {
        [](double x) {
          return (x > 0 ? x : x <= 0 ? 0 : x) + std::log1p(std::exp(-std::fabs(x)));
        },
-       3},
+       2},
       {"sqrt", Code{scalar_op_index<Sqrt>()}, [](double x) { return std::sqrt(x); }, 0.5},
   };
   return functions;

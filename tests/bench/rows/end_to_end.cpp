@@ -1,4 +1,4 @@
-// E1 .. E7: one training step of ../support/cases, forward, loss and backward.
+// E1 .. E7: one training step of ../support/cases, forward, loss and backward, replayed.
 //   error       of the gradients against f64
 //   peak_bytes  of the first step, beyond its inputs, as the allocator counts
 //   in_tiles    1: all steps for some rows at a time; 0: instruction by instruction
@@ -14,10 +14,8 @@ void step(benchmark::State& state, const Setting& setting, double target_ms) {
     fail(state, m.reason());
     return;
   }
-  double forward = 0;
   for (auto _ : state) {
     const TrainStep result = m.trainer.step();
-    forward += result.seconds_forward;
     if (!m.repeats(result)) {
       fail(state, "another loss than in the first step");
       break;
@@ -25,12 +23,11 @@ void step(benchmark::State& state, const Setting& setting, double target_ms) {
   }
   state.counters["error"] = m.error;
   state.counters["peak_bytes"] = double(m.peak_bytes);
-  state.counters["in_tiles"] = m.first.in_tiles;
-  state.counters["forward_ms"] = 1e3 * forward / double(state.iterations());
+  state.counters["in_tiles"] = m.trainer.in_tiles();
   if (target_ms > 0) {
     state.counters["target_ms"] = target_ms;
   }
-  state.SetLabel(m.first.in_tiles ? "tiles" : "interpreter");
+  state.SetLabel(m.trainer.in_tiles() ? "tiles" : "interpreter");
 }
 
 }  // namespace

@@ -187,7 +187,7 @@ void scaling_cost(benchmark::State& state, const std::string& name) {
   state.counters["ms_dynamic"] = 1e3 * median(dynamic);
   state.counters["ms_none"] = 1e3 * median(none);
   state.counters["ratio"] = median(dynamic) / median(none);
-  state.counters["retries"] = double(a.first.retries);
+  state.counters["retries"] = double(a.trainer.report().retries());
   state.counters["error_dynamic"] = a.error;
   state.counters["error_none"] = b.error;
 }

@@ -13,6 +13,7 @@
 #include <map>
 
 #include "halftape/core/cpu_lanes.h"
+#include "halftape/core/random.h"
 #include "tests/bench/rows/rows.h"
 #include "tests/bench/support/ceiling_kernels.h"
 #include "tests/support/vector_math.h"

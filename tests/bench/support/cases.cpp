@@ -267,14 +267,31 @@ void write_json(const Case& problem, const std::string& path) {
   }
 }
 
-Trainer::Trainer(Case problem, OdeOptions options)
-    : problem_(std::move(problem)), velocity_(problem_.velocity), options_(std::move(options)) {
+Trainer::Trainer(Case problem, OdeOptions options, Mode mode)
+    : problem_(std::move(problem)),
+      velocity_(problem_.velocity),
+      options_(std::move(options)),
+      mode_(mode),
+      replay_([this](std::span<const Var> inputs) { return loss(inputs); }) {
   options_.save = Save::last();
   for (std::vector<NamedTensor>* list : {&problem_.y0, &problem_.theta}) {
     for (NamedTensor& tensor : *list) {
       tensor.value = tensor.value.to(options_.precision.accumulate);
+      inputs_.push_back(tensor.value);
     }
   }
+}
+
+Var Trainer::loss(std::span<const Var> inputs) {
+  std::vector<std::string> names;
+  for (const NamedTensor& component : problem_.y0) {
+    names.push_back(component.name);
+  }
+  const std::size_t components = names.size();
+  const auto y0 = inputs.first(components);
+  solution_ = odeint(velocity_, State(names, {y0.begin(), y0.end()}), problem_.times,
+                     inputs.subspan(components), options_);
+  return problem_.loss(solution_->value());
 }
 
 TrainStep Trainer::step() {
@@ -284,30 +301,30 @@ TrainStep Trainer::step() {
   };
   TrainStep result;
   const Clock::time_point start = Clock::now();
+  if (mode_ == Mode::replay) {
+    result.loss = replay_.run(inputs_);
+    result.seconds = seconds_since(start);
+    for (std::size_t k = 0; k < inputs_.size(); ++k) {
+      const Tensor* gradient = replay_.gradient(k);
+      result.gradients.push_back(gradient != nullptr
+                                     ? gradient->clone()
+                                     : Tensor::zeros(inputs_[k].shape(), inputs_[k].dtype()));
+    }
+    return result;
+  }
   {
     Tape tape;
-    std::vector<std::string> names;
-    std::vector<Var> y0;
-    std::vector<Var> theta;
-    for (const auto& [name, value] : problem_.y0) {
-      names.push_back(name);
-      y0.push_back(tape.leaf(value, name));
+    std::vector<Var> leaves;
+    for (const Tensor& input : inputs_) {
+      leaves.push_back(tape.leaf(input));
     }
-    for (const auto& [name, value] : problem_.theta) {
-      theta.push_back(tape.leaf(value, name, Role::parameter));
-    }
-    const OdeResult solution = odeint(velocity_, State(names, y0), problem_.times, theta, options_);
-    const Var loss = problem_.loss(solution.value());
-    result.loss = loss.value().item();
+    const Var value = loss(leaves);
+    result.loss = value.value().item();
     result.seconds_forward = seconds_since(start);
-    const Gradients gradients = tape.backward(loss);
-    for (const std::vector<Var>* leaves : {&y0, &theta}) {
-      for (const Var& leaf : *leaves) {
-        result.gradients.push_back(gradients[leaf]);
-      }
+    const Gradients gradients = tape.backward(value);
+    for (const Var& leaf : leaves) {
+      result.gradients.push_back(gradients[leaf]);
     }
-    result.in_tiles = solution.report().in_tiles;
-    result.retries = solution.report().retries();
   }
   result.seconds = seconds_since(start);
   return result;

@@ -4,11 +4,13 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "halftape/core/tensor.h"
+#include "halftape/autodiff/gradient_replay.h"
 #include "halftape/ode/odeint.h"
 
 namespace halftape::bench {
@@ -40,10 +42,8 @@ void write_json(const Case& problem, const std::string& path);
 struct TrainStep {
   double loss = 0;
   std::vector<Tensor> gradients;  // of y0's components, then of theta
-  double seconds = 0;             // the whole step, the release of its memory included
-  double seconds_forward = 0;     // to the value of the loss
-  bool in_tiles = false;
-  std::int64_t retries = 0;
+  double seconds = 0;             // the whole step
+  double seconds_forward = 0;     // to the value of the loss; Mode::record only
 };
 
 // Mean over y0, its components taken together, and the parameters of the relative 2-norm error.
@@ -52,13 +52,27 @@ double gradient_error(const Case& problem, const TrainStep& ours, const TrainSte
 // Runs steps of one case with given options. Inputs are converted once, to precision.accumulate.
 class Trainer {
  public:
-  Trainer(Case problem, OdeOptions options);
+  // replay: the step is recorded once (GradientReplay). record: each step is recorded on a tape,
+  // differentiated and released, as the packages that are defined by running do it.
+  enum class Mode { replay, record };
+  Trainer(Case problem, OdeOptions options, Mode mode = Mode::replay);
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
   TrainStep step();
+  const SolveReport& report() const { return solution_->report(); }  // after a step
+  bool in_tiles() const { return report().in_tiles; }
 
  private:
+  Var loss(std::span<const Var> inputs);
+
   Case problem_;
   Velocity velocity_;  // keeps its recorded program from step to step
   OdeOptions options_;
+  Mode mode_;
+  GradientReplay replay_;
+  std::vector<Tensor> inputs_;
+  std::optional<OdeResult> solution_;  // of the last recording
 };
 
 }  // namespace halftape::bench

@@ -8,6 +8,12 @@ namespace {
 constexpr int d = 2;
 constexpr int sum_lanes = 16;
 
+typedef float Vector __attribute__((vector_size(sum_lanes * sizeof(float))));
+typedef float Unaligned __attribute__((vector_size(sum_lanes * sizeof(float)), aligned(4), may_alias));
+Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+void store(float* to, Vector x) { *reinterpret_cast<Unaligned*>(to) = x; }
+void add(float* to, Vector x) { store(to, load(to) + x); }
+
 }  // namespace
 
 MlpByHand::MlpByHand(std::int64_t rows, std::int64_t width, int steps, double t_end, Tanh tanh)
@@ -28,79 +34,85 @@ MlpByHand::MlpByHand(std::int64_t rows, std::int64_t width, int steps, double t_
   sums_.resize(std::size_t(width * d + width + d * width + d) * sum_lanes);
 }
 
+// hidden = tanh(W0 y + b0), slope = W1 hidden + b1.
 template <int lanes>
 void MlpByHand::velocity(const float* y, float* hidden, float* slope) const {
+  constexpr int n = lanes / sum_lanes;
   const float *w0 = parameters[0].data(), *b0 = parameters[1].data();
   const float *w1 = parameters[2].data(), *b1 = parameters[3].data();
+  Vector ya[n], yb[n], ka[n], kb[n];
+  for (int v = 0; v < n; ++v) {
+    ya[v] = load(y + v * sum_lanes);
+    yb[v] = load(y + lanes + v * sum_lanes);
+    ka[v] = Vector{} + b1[0];
+    kb[v] = Vector{} + b1[1];
+  }
   for (std::int64_t j = 0; j < width_; ++j) {
-    float* out = hidden + j * lanes;
     const float wa = w0[j * d], wb = w0[j * d + 1], b = b0[j];
-    for (int l = 0; l < lanes; ++l) {
-      out[l] = b + wa * y[l] + wb * y[lanes + l];
+    for (int v = 0; v < n; ++v) {
+      store(hidden + j * lanes + v * sum_lanes, b + wa * ya[v] + wb * yb[v]);
     }
   }
   tanh_(hidden, hidden, width_ * lanes);
-  float a[lanes], b[lanes];
-  for (int l = 0; l < lanes; ++l) {
-    a[l] = b1[0];
-    b[l] = b1[1];
-  }
   for (std::int64_t j = 0; j < width_; ++j) {
     const float wa = w1[j], wb = w1[width_ + j];
-    const float* in = hidden + j * lanes;
-    for (int l = 0; l < lanes; ++l) {
-      a[l] += wa * in[l];
-      b[l] += wb * in[l];
+    for (int v = 0; v < n; ++v) {
+      const Vector u = load(hidden + j * lanes + v * sum_lanes);
+      ka[v] += wa * u;
+      kb[v] += wb * u;
     }
   }
-  std::copy_n(a, lanes, slope);
-  std::copy_n(b, lanes, slope + lanes);
+  for (int v = 0; v < n; ++v) {
+    store(slope + v * sum_lanes, ka[v]);
+    store(slope + lanes + v * sum_lanes, kb[v]);
+  }
 }
 
 // y_bar = cotangent of y; sums of the parameters' cotangents grow.
 template <int lanes>
 void MlpByHand::pull_back(const float* y, const float* hidden, const float* slope_bar,
                           float* y_bar) {
+  constexpr int n = lanes / sum_lanes;
   const float *w0 = parameters[0].data(), *w1 = parameters[2].data();
   float* w0_bar = sums_.data();
   float* b0_bar = w0_bar + width_ * d * sum_lanes;
   float* w1_bar = b0_bar + width_ * sum_lanes;
   float* b1_bar = w1_bar + d * width_ * sum_lanes;
-  const float *ga = slope_bar, *gb = slope_bar + lanes;
-  float ya_bar[lanes] = {}, yb_bar[lanes] = {};
+  Vector ya[n], yb[n], ga[n], gb[n], ya_bar[n], yb_bar[n];
+  for (int v = 0; v < n; ++v) {
+    ya[v] = load(y + v * sum_lanes);
+    yb[v] = load(y + lanes + v * sum_lanes);
+    ga[v] = load(slope_bar + v * sum_lanes);
+    gb[v] = load(slope_bar + lanes + v * sum_lanes);
+    ya_bar[v] = yb_bar[v] = Vector{};
+    add(b1_bar, ga[v]);
+    add(b1_bar + sum_lanes, gb[v]);
+  }
   for (std::int64_t j = 0; j < width_; ++j) {
-    const float* u = hidden + j * lanes;
     const float wa = w1[j], wb = w1[width_ + j];
     const float va = w0[j * d], vb = w0[j * d + 1];
-    float* sa = w1_bar + j * sum_lanes;
-    float* sb = w1_bar + (width_ + j) * sum_lanes;
-    float* ra = w0_bar + j * d * sum_lanes;
-    float* rb = ra + sum_lanes;
-    float* rc = b0_bar + j * sum_lanes;
-    float p[lanes];
-    for (int l = 0; l < lanes; ++l) {
-      p[l] = (wa * ga[l] + wb * gb[l]) * (1 - u[l] * u[l]);
-      ya_bar[l] += va * p[l];
-      yb_bar[l] += vb * p[l];
+    Vector sa{}, sb{}, ra{}, rb{}, rc{};
+    for (int v = 0; v < n; ++v) {
+      const Vector u = load(hidden + j * lanes + v * sum_lanes);
+      const Vector p = (wa * ga[v] + wb * gb[v]) * (1 - u * u);
+      ya_bar[v] += va * p;
+      yb_bar[v] += vb * p;
+      sa += ga[v] * u;
+      sb += gb[v] * u;
+      ra += p * ya[v];
+      rb += p * yb[v];
+      rc += p;
     }
-    for (int l = 0; l < lanes; l += sum_lanes) {
-      for (int i = 0; i < sum_lanes; ++i) {
-        sa[i] += ga[l + i] * u[l + i];
-        sb[i] += gb[l + i] * u[l + i];
-        ra[i] += p[l + i] * y[l + i];
-        rb[i] += p[l + i] * y[lanes + l + i];
-        rc[i] += p[l + i];
-      }
-    }
+    add(w1_bar + j * sum_lanes, sa);
+    add(w1_bar + (width_ + j) * sum_lanes, sb);
+    add(w0_bar + j * d * sum_lanes, ra);
+    add(w0_bar + (j * d + 1) * sum_lanes, rb);
+    add(b0_bar + j * sum_lanes, rc);
   }
-  for (int l = 0; l < lanes; l += sum_lanes) {
-    for (int i = 0; i < sum_lanes; ++i) {
-      b1_bar[i] += ga[l + i];
-      b1_bar[sum_lanes + i] += gb[l + i];
-    }
+  for (int v = 0; v < n; ++v) {
+    store(y_bar + v * sum_lanes, ya_bar[v]);
+    store(y_bar + lanes + v * sum_lanes, yb_bar[v]);
   }
-  std::copy_n(ya_bar, lanes, y_bar);
-  std::copy_n(yb_bar, lanes, y_bar + lanes);
 }
 
 // Returns the sum of y^2 of the tile's rows.

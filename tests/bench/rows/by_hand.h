@@ -1,8 +1,7 @@
-// A training step of a velocity d -> h -> d with tanh, written by hand as plain loops over plain
-// arrays: what a compiler makes of the arithmetic when nothing is generic. d = 2.
+// A training step of a velocity d -> h -> d with tanh, written by hand as loops over plain arrays:
+// what a compiler makes of the arithmetic when nothing is generic. d = 2.
 //
-// One tile of rows at a time, a row in each lane, so the inner loops run over contiguous floats:
-// forward through all RK4 steps with y stored in f32, then backward with the four stages recomputed
+// One tile of rows at a time, a row in each lane of vectors of 16 floats, 64 rows or 32: forward through all RK4 steps with y stored in f32, then backward with the four stages recomputed
 // from the stored y. tanh is the library's kernel, so both sides pay the same for it. Sums over rows
 // are kept per lane and meet at the end of a tile. Then an SGD update.
 #pragma once

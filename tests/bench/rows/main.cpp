@@ -4,6 +4,7 @@
 // Returns 1 when a row fails its accuracy check.
 #include <fmt/format.h>
 
+#include <exception>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,9 +16,12 @@
 //
 #include <hwy/highway.h>
 
-int main(int argc, char** argv) {
-  using namespace halftape;
-  using namespace halftape::bench;
+using namespace halftape;
+using namespace halftape::bench;
+
+namespace {
+
+int run_rows(int argc, char** argv) {
   // Options given come last, so they win.
   std::vector<std::string> arguments = {argv[0], "--benchmark_repetitions=5",
                                         "--benchmark_report_aggregates_only=true",
@@ -43,4 +47,15 @@ int main(int argc, char** argv) {
   const std::size_t run = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return run == 0 || any_failed() ? 1 : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run_rows(argc, argv);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 1;
+  }
 }

@@ -72,13 +72,23 @@ bool right(const ChainResult& got) {
          near(got.x_bar, by_x);
 }
 
+Derivative gradient_of(const Program& program, const ChainVars& v) {
+  const ValueId last[] = {v.last.id()};
+  const ValueId wrt[] = {v.z.id(), v.c.id(), v.x.id()};
+  return differentiate(program, last, wrt);
+}
+
+Program with_output(Program program, ValueId output) {
+  program.outputs = {output};
+  return program;
+}
+
 struct ChainReplay {
   Derivative derivative;
   std::optional<Replay> replay;
 
   ChainReplay(const Tape& tape, const ChainVars& v)
-      : derivative(differentiate(tape.program(), std::vector<ValueId>{v.last.id()},
-                                 std::vector<ValueId>{v.z.id(), v.c.id(), v.x.id()})) {
+      : derivative(gradient_of(with_output(tape.program(), v.last.id()), v)) {
     replay.emplace(std::make_shared<Program>(derivative.program));
     replay->set(v.z.id(), Tensor::scalar(z0, DType::f64));
     replay->set(v.c.id(), Tensor::scalar(c0, DType::f64));
@@ -117,9 +127,7 @@ void chain_bookkeeping(benchmark::State& state) {
     const Clock::time_point start = Clock::now();
     const ChainVars v = record_chain(tape);
     const double recorded = seconds_since(start);
-    const Derivative derivative =
-        differentiate(tape.program(), std::vector<ValueId>{v.last.id()},
-                      std::vector<ValueId>{v.z.id(), v.c.id(), v.x.id()});
+    const Derivative derivative = gradient_of(tape.program(), v);
     const double all = seconds_since(start);
     benchmark::DoNotOptimize(derivative.program.values.size());
     state.SetIterationTime(all);

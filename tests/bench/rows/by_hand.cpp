@@ -9,7 +9,8 @@ constexpr int d = 2;
 constexpr int sum_lanes = 16;
 
 typedef float Vector __attribute__((vector_size(sum_lanes * sizeof(float))));
-typedef float Unaligned __attribute__((vector_size(sum_lanes * sizeof(float)), aligned(4), may_alias));
+typedef float Unaligned
+    __attribute__((vector_size(sum_lanes * sizeof(float)), aligned(4), may_alias));
 Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 void store(float* to, Vector x) { *reinterpret_cast<Unaligned*>(to) = x; }
 void add(float* to, Vector x) { store(to, load(to) + x); }

@@ -287,9 +287,9 @@ void function(benchmark::State& state, const test::VectorFunction& f) {
 
 void add_kernel_rows() {
   const Product products[] = {
-      {20, 50, 2},      {20, 2, 50},       {1024, 128, 2},    {1024, 2, 128},
-      {1024, 32, 32},   {512, 64, 64},     {1024, 128, 128},  {512, 1024, 64},
-      {512, 64, 1024},  {512, 1024, 1024}, {128, 128, 1024, true},
+      {20, 50, 2},     {20, 2, 50},       {1024, 128, 2},         {1024, 2, 128},
+      {1024, 32, 32},  {512, 64, 64},     {1024, 128, 128},       {512, 1024, 64},
+      {512, 64, 1024}, {512, 1024, 1024}, {128, 128, 1024, true},
   };
   for (const Product& p : products) {
     benchmark::RegisterBenchmark(

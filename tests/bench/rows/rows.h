@@ -83,6 +83,7 @@ struct Measured {
   Case problem;
   Trainer trainer;
   TrainStep first{};
+  double seconds = 0;           // of the second step: the first one records
   std::int64_t peak_bytes = 0;  // of the first step, beyond the inputs, as the allocator counts
   double error = 0;             // of the gradients against f64
   double limit = 0;             // what the error may be

@@ -175,9 +175,9 @@ void chain_replayed(benchmark::State& state) {
     }
   }
   state.counters["sum_ns"] = seconds * 1e9 / chain_ops / double(state.iterations());
-  state.counters["ns_per_instruction"] =
-      seconds * 1e9 / double(replay.derivative.program.instructions.size()) /
-      double(state.iterations());
+  state.counters["ns_per_instruction"] = seconds * 1e9 /
+                                         double(replay.derivative.program.instructions.size()) /
+                                         double(state.iterations());
 }
 
 // --- T2 ---
@@ -206,8 +206,7 @@ void bare_linear(const Tensor& x, const Tensor& w, const Tensor& b, float* out, 
   const std::int64_t rows = x.count() / columns;
   const Shape shape{rows, columns};
   const Array product{DType::f32, room, x.count()};
-  cpu::matmul(product, x, w,
-              {1, rows, columns, columns, 0, 0, Transpose::rhs, MatmulMode::ieee});
+  cpu::matmul(product, x, w, {1, rows, columns, columns, 0, 0, Transpose::rhs, MatmulMode::ieee});
   const MapOperand operands[] = {{product, shape}, {b, {columns}}};
   cpu::map({std::int16_t(scalar_op_index<Add>()), -1, -1}, {DType::f32, out, x.count()}, shape,
            operands);
@@ -298,8 +297,7 @@ struct Replayed {
       : times(linspace(0, 1, net.steps)),
         ode(make(net, precision)),
         optimiser(ode.parameters(), Sgd{.learning_rate = learning_rate}),
-        step(optimiser,
-             [this](std::span<const Var> x) { return mean(square(ode(x[0], times))); }),
+        step(optimiser, [this](std::span<const Var> x) { return mean(square(ode(x[0], times))); }),
         y0(normal({net.rows, 2}, 5)) {}
   Replayed(const Replayed&) = delete;
   Replayed& operator=(const Replayed&) = delete;
@@ -358,6 +356,9 @@ double difference(const MlpByHand& hand, const Replayed& replayed) {
 
 // Allocations per replayed step, by the tensors' allocator and by malloc: 0.
 void replay_allocations(benchmark::State& state, const Net& net, const std::string& precision) {
+  if (!test::counts_allocations()) {
+    return state.SkipWithError("malloc cannot be counted in this build");
+  }
   Replayed replayed(net, precision);
   MlpByHand hand = by_hand(net, replayed);
   replayed.run();
@@ -411,8 +412,8 @@ void against_by_hand(benchmark::State& state, const Net& net, double target) {
 
 // --- T4 ---
 
-// program_bytes: of a recorded instruction with its result's type, target 96; tensor_bytes: what its
-// scalar value takes beside.
+// program_bytes: of a recorded instruction with its result's type, target 96; tensor_bytes: what
+// its scalar value takes beside.
 void tape_bytes(benchmark::State& state) {
   const auto in_use = [] {
     const struct mallinfo2 info = mallinfo2();
@@ -508,8 +509,9 @@ void bandwidth(benchmark::State& state, Pass pass, std::int64_t n) {
 
 void add_tape_rows() {
   using benchmark::RegisterBenchmark;
-  RegisterBenchmark("T1/bookkeeping", chain_bookkeeping)->UseManualTime()->Unit(
-      benchmark::kMillisecond);
+  RegisterBenchmark("T1/bookkeeping", chain_bookkeeping)
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond);
   RegisterBenchmark("T1/executed", chain_executed)->UseManualTime()->Unit(benchmark::kMillisecond);
   RegisterBenchmark("T1/replayed", chain_replayed)->UseManualTime()->Unit(benchmark::kMillisecond);
   for (const SmallOp& op : small_ops) {
@@ -535,11 +537,11 @@ void add_tape_rows() {
   RegisterBenchmark("T5/E2", against_by_hand, e2, 1.25)
       ->UseManualTime()
       ->Unit(benchmark::kMillisecond);
-  for (const auto& [name, n] : {std::pair("L2", std::int64_t{1} << 16),
-                                std::pair("memory", std::int64_t{1} << 24)}) {
-    for (const auto& [pass, what] : {std::pair(Pass::narrow, "f32_to_f16"),
-                                     std::pair(Pass::widen, "f16_to_f32"),
-                                     std::pair(Pass::axpy, "axpy")}) {
+  for (const auto& [name, n] :
+       {std::pair("L2", std::int64_t{1} << 16), std::pair("memory", std::int64_t{1} << 24)}) {
+    for (const auto& [pass, what] :
+         {std::pair(Pass::narrow, "f32_to_f16"), std::pair(Pass::widen, "f16_to_f32"),
+          std::pair(Pass::axpy, "axpy")}) {
       RegisterBenchmark(fmt::format("T6/{}/{}", what, name).c_str(), bandwidth, pass, n)
           ->UseManualTime()
           ->Iterations(10)

@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "halftape/core/tensor.h"
 #include "halftape/autodiff/gradient_replay.h"
+#include "halftape/core/tensor.h"
 #include "halftape/ode/odeint.h"
 
 namespace halftape::bench {

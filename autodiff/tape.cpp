@@ -63,7 +63,7 @@ void Parameter::set_value(const Tensor& value) {
 }
 
 DType Var::dtype() const { return tape().program().type(id_).dtype; }
-const Shape& Var::shape() const { return tape().program().type(id_).shape; }
+Shape Var::shape() const { return tape().program().type(id_).shape; }
 const Tensor& Var::value() const { return tape().value(*this); }
 
 Tape& Var::tape() const {

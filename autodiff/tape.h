@@ -26,7 +26,7 @@ class Var {
   Var() = default;
 
   DType dtype() const;
-  const Shape& shape() const;
+  Shape shape() const;  // by value: recording moves what a tape holds
   // The recorded value. Throws ValueError while a velocity is being recorded for later replay: its
   // values are not known then (retrace = every_call makes them known).
   const Tensor& value() const;

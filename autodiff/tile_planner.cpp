@@ -104,7 +104,8 @@ struct Value {
   Kind kind = Kind::unknown;
   Shape shape;       // of the numbers a row has, or of the table
   TileRef ref;       // rows: scratch with the number of its storage, until storage is placed
-  int deferred = -1;  // product: into Planner::products_
+  int deferred = -1;         // product: into Planner::deferred_
+  std::vector<int> parts{};  // sums: what is added up, into Planner::parts_
 };
 
 // A region of a tile's memory.
@@ -289,7 +290,12 @@ class Planner {
       if (!used || !(is_floating(c.value.dtype()) || c.value.dtype() == DType::boolean)) {
         continue;
       }
-      if (request_.rows > 1 && shape.rank() > 0 && shape[0] == request_.rows) {
+      const bool weights = std::any_of(
+          p.instructions.begin(), p.instructions.end(), [&](const Instruction& i) {
+            const auto in = p.inputs_of(i);
+            return i.op == &ops::matmul() && std::find(in.begin(), in.end(), c.id) != in.end();
+          });
+      if (request_.rows > 1 && shape.rank() > 0 && shape[0] == request_.rows && !weights) {
         value(c.id) = new_rows(row_shape(shape));
         storage(value(c.id).ref).pinned = storage(value(c.id).ref).kept = true;
         result_.plan.rows_constant.push_back(port_of(value(c.id), c.value.dtype()));
@@ -331,86 +337,103 @@ class Planner {
           continue;
         }
         const TileRef table = value(input).ref;
+        std::vector<int> parts = value(id).parts;
         if (request_.rows == 0 && value(id).kind != Value::Kind::sums) {
-          // A shared value's cotangent is the sum over all lanes.
-          const Shape& shape = type(input).shape;
-          const int sum = new_sum(shape.count(), shape.rank() == 2 ? shape[1] : 0);
-          accumulate(id, sum);
-          value(id) = {Value::Kind::sums, type(id).shape, {TileSpace::sums, sum}};
-        }
-        if (value(id).kind != Value::Kind::sums) {
+          parts = sum_over_rows(id);  // a shared value's cotangent is the sum over all lanes
+        } else if (value(id).kind != Value::Kind::sums) {
           reject("the cotangent of a shared {} is not a sum over rows", type(input).shape);
         }
-        TileSum& sum = result_.plan.sums[std::size_t(root(value(id).ref.offset))];
-        if (sum.target_offset >= 0) {
-          reject("two shared values have one cotangent");
-        }
-        sum.target = table.space;
-        sum.target_offset = table.offset;
+        add_sum(table, type(input).shape.count(), parts);
       }
     }
+    // Each part where it was met, so that it reads its operands while they are in cache.
+    std::stable_sort(summed_.begin(), summed_.end(),
+                     [](const Part& a, const Part& b) { return a.position < b.position; });
+    std::vector<TileInstruction>& list = result_.plan.backward;
+    std::vector<TileInstruction> merged;
+    std::size_t next_part = 0;
+    for (std::size_t n = 0; n <= list.size(); ++n) {
+      for (; next_part < summed_.size() && summed_[next_part].position <= n; ++next_part) {
+        merged.push_back(summed_[next_part].instruction);
+      }
+      if (n < list.size()) {
+        merged.push_back(list[n]);
+      }
+    }
+    list = std::move(merged);
   }
 
-  // --- accumulators over rows ---
+  // --- sums over rows ---
 
-  int new_sum(std::int64_t elements, std::int64_t columns = 0) {
+  struct Part {
+    TileInstruction instruction;  // without the accumulator
+    std::size_t position;         // in the backward list
+  };
+
+  std::vector<int> add_part(const TileInstruction& instruction) {
+    parts_.push_back({instruction, result_.plan.backward.size()});
+    return {int(parts_.size()) - 1};
+  }
+
+  // The accumulator of a table's cotangent and the instructions that add to it.
+  void add_sum(const TileRef& table, std::int64_t elements, const std::vector<int>& parts) {
     TileSum sum;
-    sum.elements = std::int32_t(elements);
-    sum.columns = std::int32_t(columns > 0 ? columns : elements);
+    sum.elements = sum.columns = std::int32_t(elements);
+    for (const int part : parts) {
+      const TileInstruction& i = parts_[std::size_t(part)].instruction;
+      if (i.kind == TileInstruction::Kind::outer) {
+        if (sum.columns != sum.elements && sum.columns != i.loops.k) {
+          reject("products of different form are added over rows");
+        }
+        sum.columns = i.loops.k;
+      }
+    }
     sum.stride = (sum.columns + tile_vector - 1) / tile_vector * tile_vector;
     constexpr std::int32_t most_by_lane = 768;
     sum.by_lane = elements <= most_by_lane;
-    sum.target_offset = -1;
-    result_.plan.sums.push_back(sum);
-    sum_merged_.push_back(int(sum_merged_.size()));
-    return int(result_.plan.sums.size()) - 1;
-  }
-  int root(int sum) const {
-    while (sum_merged_[std::size_t(sum)] != sum) {
-      sum = sum_merged_[std::size_t(sum)];
+    sum.target = table.space;
+    sum.target_offset = table.offset;
+    for (const int part : parts) {
+      summed_.push_back(parts_[std::size_t(part)]);
+      summed_.back().instruction.out = {TileSpace::sums,
+                                        std::int32_t(result_.plan.sums.size())};
     }
-    return sum;
+    result_.plan.sums.push_back(sum);
   }
 
-  // sums[sum] += the value, over rows. Sums of products are never formed by row.
-  void accumulate(ValueId id, int sum) {
-    Value& v = value(id);
+  // The value summed over rows. Sums of products are never formed by row.
+  std::vector<int> sum_over_rows(ValueId id) {
+    const Value v = value(id);
     if (v.kind == Value::Kind::product) {
       const Deferred d = deferred_[std::size_t(v.deferred)];
       if (d.is_sum) {
-        accumulate(d.terms[0], sum);
-        accumulate(d.terms[1], sum);
-      } else {
+        std::vector<int> parts = sum_over_rows(d.terms[0]);
+        const std::vector<int> more = sum_over_rows(d.terms[1]);
+        parts.insert(parts.end(), more.begin(), more.end());
+        return parts;
+      }
+      const TileLoops& l = d.product.loops;
+      if (l.batch == 1) {
+        // out(m, n) = sum_k x(m, k) z(k, n) by row becomes sums(m, n) += sum_k x(m, k) z(k, n).
         TileInstruction outer = d.product;
         outer.kind = TileInstruction::Kind::outer;
-        // product: out(b, m, n) = sum_k x(b, m, k) z(b, k, n) with one batch member becomes
-        // sums(m, n) += sum_k x(m, k) z(k, n).
-        const TileLoops& l = d.product.loops;
         outer.loops = {1, l.m, l.k, l.n, {0, l.out[1], l.out[2]},
                        {0, l.lhs[1], l.lhs[2]}, {0, l.rhs[2], l.rhs[1]}};
-        if (l.batch != 1 || result_.plan.sums[std::size_t(sum)].columns != l.n) {
-          emit_sum_rows(rows_value(id), {}, sum, 1.0);
-          return;
-        }
-        outer.out = {TileSpace::sums, sum};
-        list_->push_back(outer);
+        return add_part(outer);
       }
-      return;
     }
-    emit_sum_rows(rows_value(id), {}, sum, 1.0);
+    return add_part(row_sum(rows_value(id), {}, 1.0));
   }
 
-  void emit_sum_rows(const Value& v, const std::vector<std::int32_t>& index, int sum,
-                     double scale) {
+  TileInstruction row_sum(const Value& v, const std::vector<std::int32_t>& index, double scale) {
     TileInstruction i;
     i.kind = TileInstruction::Kind::sum_rows;
     i.count = std::int32_t(v.shape.count());
-    i.out = {TileSpace::sums, sum};
     i.in[0].ref = v.ref;
     i.in[1].index = add_index(index);  // where each element goes
     i.operands = 1;
     i.scale = scale;
-    list_->push_back(i);
+    return i;
   }
 
   // --- instructions ---
@@ -491,7 +514,7 @@ class Planner {
       return add_matmul(a, in, y);
     }
     if (&op == &ops::sum() || &op == &ops::mean() || &op == &ops::sum_to() ||
-        &op == &ops::reduce_max() || &op == &ops::reduce_min()) {
+        &op == &ops::reduce_max() || &op == &ops::reduce_min() || &op == &ops::logsumexp()) {
       return add_reduction(op, a, in[0], y);
     }
     if (&op == &ops::broadcast_to()) {
@@ -512,16 +535,10 @@ class Planner {
     }
     if (&op == &ops::add() && value(in[0]).kind == Value::Kind::sums &&
         value(in[1]).kind == Value::Kind::sums && type(in[0]).shape == type(in[1]).shape) {
-      const int a = root(value(in[0]).ref.offset);
-      const int b = root(value(in[1]).ref.offset);
-      if (a == b) {
-        reject("a sum over rows is added to itself");
-      }
-      if (result_.plan.sums[std::size_t(a)].columns != result_.plan.sums[std::size_t(b)].columns) {
-        reject("two sums over rows of different form are added");
-      }
-      sum_merged_[std::size_t(b)] = a;
-      value(y) = value(in[0]);
+      Value sum = value(in[0]);
+      const std::vector<int>& more = value(in[1]).parts;
+      sum.parts.insert(sum.parts.end(), more.begin(), more.end());
+      value(y) = sum;
       return;
     }
     reject("op '{}' works on a sum over rows", op.name);
@@ -634,15 +651,12 @@ class Planner {
       }
       const Matrices g = matrices(in[0]);
       const Matrices x = matrices(in[1]);
-      const int sum = new_sum(g.columns * x.columns, x.columns);
       i.kind = TileInstruction::Kind::outer;
       i.in[0].ref = rows_value(in[0]).ref;
       i.in[1].ref = rows_value(in[1]).ref;
-      i.out = {TileSpace::sums, sum};
       i.loops = {s(g.rows), s(g.columns), 1, s(x.columns), {0, s(x.columns), 1},
                  {s(g.columns), 1, 0}, {s(x.columns), 1, 0}};
-      list_->push_back(i);
-      value(y) = {Value::Kind::sums, type(y).shape, {TileSpace::sums, sum}};
+      value(y) = {Value::Kind::sums, type(y).shape, {}, -1, add_part(i)};
       return;
     }
     if (!has_rows(type(y).shape)) {
@@ -739,21 +753,15 @@ class Planner {
     const double scale = &op == &ops::mean() ? 1.0 / double(reduced) : 1.0;
     const bool over_rows = request_.rows > 0 && (axes & 1);
     if (over_rows) {
-      if (&op == &ops::reduce_max() || &op == &ops::reduce_min()) {
+      if (&op == &ops::reduce_max() || &op == &ops::reduce_min() || &op == &ops::logsumexp()) {
         reject("op '{}' runs over rows", op.name);
       }
-      const Value v = value(x).kind == Value::Kind::product ? value(x) : rows_value(x);
       const Shape in_row = row_shape(from);
       const Shape result_row = from[0] == request_.rows ? kept.tail(1) : kept;
-      const Shape& shape = type(y).shape;
-      const int sum = new_sum(shape.count(), shape.rank() == 2 ? shape[1] : 0);
       const auto index = broadcast_index(result_row, in_row);
-      if (v.kind == Value::Kind::product && scale == 1.0 && add_index(index) == TileOperand::same) {
-        accumulate(x, sum);
-      } else {
-        emit_sum_rows(rows_value(x), index, sum, scale);
-      }
-      value(y) = {Value::Kind::sums, type(y).shape, {TileSpace::sums, sum}};
+      const bool plain = scale == 1.0 && add_index(index) == TileOperand::same;
+      value(y) = {Value::Kind::sums, type(y).shape, {}, -1,
+                  plain ? sum_over_rows(x) : add_part(row_sum(rows_value(x), index, scale))};
       return;
     }
     if (request_.rows == 0 && value(x).kind == Value::Kind::table) {
@@ -781,22 +789,74 @@ class Planner {
       reject("op '{}' gives {}, which has no row axis", op.name, type(y).shape);
     }
     const Value result = new_rows(row_shape(type(y).shape));
+    const Fold fold{std::int32_t(outer), std::int32_t(length), std::int32_t(inner)};
+    if (&op == &ops::logsumexp()) {
+      add_logsumexp(v, result, fold, type(y).dtype);
+    } else {
+      const Reduction kind = &op == &ops::reduce_max()   ? Reduction::max
+                             : &op == &ops::reduce_min() ? Reduction::min
+                                                         : Reduction::sum;
+      emit_fold(kind, result, v, fold, scale, type(y).dtype);
+    }
+    value(y) = result;
+  }
+
+  struct Fold {
+    std::int32_t outer, length, inner;
+  };
+
+  void emit_fold(Reduction kind, const Value& out, const Value& in, const Fold& fold,
+                 double scale, DType dtype) {
     TileInstruction i;
     i.kind = TileInstruction::Kind::fold;
-    i.reduction = &op == &ops::reduce_max()   ? Reduction::max
-                  : &op == &ops::reduce_min() ? Reduction::min
-                                              : Reduction::sum;
-    i.dtype = type(y).dtype;
-    i.count = std::int32_t(result.shape.count());
-    i.out = result.ref;
-    i.in[0].ref = v.ref;
+    i.reduction = kind;
+    i.dtype = dtype;
+    i.count = std::int32_t(out.shape.count());
+    i.out = out.ref;
+    i.in[0].ref = in.ref;
     i.operands = 1;
-    i.outer = std::int32_t(outer);
-    i.length = std::int32_t(length);
-    i.inner = std::int32_t(inner);
+    i.outer = fold.outer;
+    i.length = fold.length;
+    i.inner = fold.inner;
     i.scale = scale;
     list_->push_back(i);
-    value(y) = result;
+  }
+
+  template <class Op>
+  void emit_map(const Value& out, std::initializer_list<TileOperand> in, DType dtype) {
+    TileInstruction i;
+    i.code = {std::int16_t(scalar_op_index<Op>()), -1, -1};
+    i.dtype = dtype;
+    i.count = std::int32_t(out.shape.count());
+    i.out = out.ref;
+    i.operands = int(in.size());
+    std::copy(in.begin(), in.end(), i.in.begin());
+    list_->push_back(i);
+  }
+
+  TileOperand number(double x) {
+    result_.constants.push_back(
+        {Tensor::scalar(x, request_.arithmetic), result_.plan.parameters, false});
+    return {{TileSpace::parameter, result_.plan.parameters++}, TileOperand::first};
+  }
+
+  // m + log sum exp(x - m) with m the largest x, kept finite; rounded once, at the end.
+  void add_logsumexp(const Value& x, const Value& out, const Fold& fold, DType dtype) {
+    const DType wide = request_.arithmetic;
+    const Value m = new_rows(out.shape);
+    const Value shifted = new_rows(x.shape);
+    const Value sum = new_rows(out.shape);
+    emit_fold(Reduction::max, m, x, fold, 1.0, wide);
+    emit_map<Clamp>(m, {{m.ref}, number(-facts(wide).max), number(facts(wide).max)}, wide);
+    std::vector<std::int32_t> of_group;
+    for (std::int32_t e = 0; e < std::int32_t(x.shape.count()); ++e) {
+      of_group.push_back(e / (fold.length * fold.inner) * fold.inner + e % fold.inner);
+    }
+    emit_map<Sub>(shifted, {{x.ref}, {m.ref, add_index(of_group)}}, wide);
+    emit_map<Exp>(shifted, {{shifted.ref}}, wide);
+    emit_fold(Reduction::sum, sum, shifted, fold, 1.0, wide);
+    emit_map<Log>(sum, {{sum.ref}}, wide);
+    emit_map<Add>(out, {{m.ref}, {sum.ref}}, dtype);
   }
 
   void add_broadcast(ValueId x, ValueId y) {
@@ -892,7 +952,6 @@ class Planner {
   // --- from instructions to a plan: order, dead code, fusion, storage ---
 
   void finish();
-  void retarget_sums();
   void remove_dead();
   void fold_copies();
   void fuse_bias();
@@ -921,7 +980,7 @@ class Planner {
   std::vector<Value> values_;
   std::vector<Storage> storages_;
   std::vector<Deferred> deferred_;
-  std::vector<int> sum_merged_;
+  std::vector<Part> parts_, summed_;
   std::map<std::vector<std::int32_t>, std::int32_t> known_index_;
 };
 
@@ -932,17 +991,6 @@ void for_each_operand(TileInstruction& i, F&& f) {
   for (int k = 0; k < i.operands; ++k) {
     if (is_rows(i.in[std::size_t(k)].ref)) {
       f(i.in[std::size_t(k)]);
-    }
-  }
-}
-
-void Planner::retarget_sums() {
-  TilePlan& plan = result_.plan;
-  for (auto* list : {&plan.forward, &plan.backward}) {
-    for (TileInstruction& i : *list) {
-      if (i.out.space == TileSpace::sums) {
-        i.out.offset = root(i.out.offset);
-      }
     }
   }
 }
@@ -961,9 +1009,8 @@ void Planner::remove_dead() {
     std::vector<TileInstruction> live;
     for (std::size_t n = list->size(); n-- > 0;) {
       TileInstruction& i = (*list)[n];
-      const bool wanted = i.out.space == TileSpace::sums
-                              ? plan.sums[std::size_t(i.out.offset)].target_offset >= 0
-                              : needed[std::size_t(i.out.offset)];
+      const bool wanted =
+          i.out.space == TileSpace::sums || needed[std::size_t(i.out.offset)];
       if (wanted) {
         for_each_operand(i, [&](TileOperand& x) { needed[std::size_t(x.ref.offset)] = true; });
         live.push_back(i);
@@ -1277,7 +1324,6 @@ void Planner::place() {
 
 void Planner::finish() {
   TilePlan& plan = result_.plan;
-  retarget_sums();
   fold_copies();
   remove_dead();
   fuse_bias();
@@ -1301,11 +1347,9 @@ void Planner::finish() {
 
   // Accumulators that are targets get memory, in units of whole vectors.
   for (TileSum& sum : plan.sums) {
-    if (sum.target_offset >= 0) {
-      sum.offset = plan.sum_numbers;
-      plan.sum_numbers += sum.by_lane ? sum.elements * tile_vector
-                                      : sum.elements / sum.columns * sum.stride;
-    }
+    sum.offset = plan.sum_numbers;
+    plan.sum_numbers += sum.by_lane ? sum.elements * tile_vector
+                                    : sum.elements / sum.columns * sum.stride;
   }
 }
 

@@ -198,6 +198,8 @@ class Worker {
     for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
       in_rows().load_cotangent(run.adjoint[c], first, rows, n, a_ + at);
     });
+    std::fill_n(m_.sums, v_.sum_numbers, T(0));
+    pending_ = 0;
     const bool at_end = stretch.last == plan_.steps();
     int next_saved = int(std::upper_bound(plan_.saved.begin(), plan_.saved.end(),
                                           at_end ? stretch.last : stretch.last - 1) -
@@ -248,6 +250,7 @@ class Worker {
       });
       merge(sums.ledger[stretch.last - 1 - i], scale.end_step(), sums.used);
     }
+    flush_parameters(sums);
     for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
       in_rows().store(a_ + at, n, run.adjoint[c], first, rows);
     });
@@ -400,7 +403,6 @@ class Worker {
     const double h = plan_.points[std::size_t(i) + 1] - plan_.points[std::size_t(i)];
     const int stages = plan_.stages();
     double g = 0;
-    double pending = 0;  // factor of what m_.sums holds for parameters; 0: nothing
     for (int s = stages - 1; s >= 0; --s) {
       enter_stage(i, s);
       T magnitude = 0;
@@ -424,6 +426,9 @@ class Worker {
         continue;
       }
       scale.begin_vjp(double(magnitude));
+      if (!v_.narrow_cotangents) {  // nothing overflows and is done again: the scale stays
+        expect_sums(h * std::ldexp(1.0, -scale.exponent()), sums);
+      }
       T largest = 0;
       std::int64_t underflows = 0;
       while (!cotangents(scale.exponent(), largest, underflows)) {
@@ -448,17 +453,11 @@ class Worker {
       if (!std::isfinite(k_.largest(product(s), elements_ * lanes_))) {
         return false;
       }
-      if (pending != 0 && pending != h * factor) {
-        flush_parameters(pending, sums);
-      }
-      pending = h * factor;
       if (v_.narrow_cotangents) {
+        expect_sums(h * factor, sums);
         run_tile<T>(v_, sum_instructions(), m_, nullptr);
       }
       flush_times(i, s, h * factor, sums);
-    }
-    if (pending != 0) {
-      flush_parameters(pending, sums);
     }
     sums.steps[i - stretch_->first] += g;
     return true;
@@ -505,17 +504,32 @@ class Worker {
     return std::isfinite(largest);
   }
 
-  void flush_parameters(double factor, Sums& sums) {
+  // Before sums of this factor are added. They wait in m_.sums while the factor stays the same, but
+  // not for long: short sums round less.
+  void expect_sums(double factor, Sums& sums) {
+    constexpr int longest = 32;
+    if (pending_ != T(factor) || ++waiting_ > longest) {
+      flush_parameters(sums);
+      pending_ = T(factor);
+    }
+  }
+
+  void flush_parameters(Sums& sums) {
+    waiting_ = 0;
+    if (pending_ == T(0)) {
+      return;  // nothing waits
+    }
     for (const TileSum& sum : v_.sums) {
-      if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
-        k_.flush(sums.parameters + sum.offset, m_.sums + sum.offset, T(factor), numbers_of(sum));
+      if (sum.target == TileSpace::parameter) {
+        k_.flush(sums.parameters + sum.offset, m_.sums + sum.offset, pending_, numbers_of(sum));
       }
     }
+    pending_ = 0;
   }
 
   void flush_times(int i, int s, double factor, Sums& sums) {
     for (const TileSum& sum : v_.sums) {
-      if (sum.target_offset >= 0 && sum.target == TileSpace::time) {
+      if (sum.target == TileSpace::time) {
         T* acc = m_.sums + sum.offset;
         T* total = sums.times + time_of(i, s) * v_.times + sum.target_offset;
         add_sum(sum, acc, T(factor), total);
@@ -526,8 +540,14 @@ class Worker {
 
  public:
   static void merge(LedgerEntry& all, const LedgerEntry& one, bool used) {
-    if (!used) {
+    const auto is_idle = [](const LedgerEntry& entry) {  // all cotangents zero: no scale was used
+      return entry.max_magnitude == 0 && entry.underflows == 0;
+    };
+    if (!used || is_idle(all)) {
       all = one;
+      return;
+    }
+    if (is_idle(one)) {
       return;
     }
     all.min_exponent = std::min(all.min_exponent, one.min_exponent);
@@ -563,6 +583,8 @@ class Worker {
   const Stretch* stretch_ = nullptr;
   T *kept_ = nullptr, *y_ = nullptr, *next_ = nullptr, *room_ = nullptr;
   T *a_ = nullptr, *u_ = nullptr, *products_ = nullptr, *loss_ = nullptr;
+  T pending_ = 0;    // h / S of what m_.sums holds for parameters; 0: nothing
+  int waiting_ = 0;  // VJPs it has waited
   std::vector<double> factor_;
   std::vector<char> zero_;
   std::vector<T> coefficients_;
@@ -618,7 +640,7 @@ class CpuIntegrator {
     for (std::int64_t group = 0; group < tiling_.groups; ++group) {
       const auto& s = sums_[std::size_t(group)];
       for (const TileSum& sum : v.sums) {
-        if (sum.target_offset >= 0 && sum.target == TileSpace::parameter) {
+        if (sum.target == TileSpace::parameter) {
           Worker<T>::add_sum(sum, s.parameters + sum.offset, T(1),
                              parameters_bar + sum.target_offset);
         }
@@ -748,10 +770,8 @@ class CpuRows {
     if (backward) {
       T* bar = static_cast<T*>(run.parameters_bar.data);
       for (const TileSum& sum : v_.sums) {
-        if (sum.target_offset >= 0) {
-          Worker<T>::add_sum(sum, m_.sums + sum.offset, T(1), bar + sum.target_offset);
-          std::fill_n(m_.sums + sum.offset, Worker<T>::numbers_of(sum), T(0));
-        }
+        Worker<T>::add_sum(sum, m_.sums + sum.offset, T(1), bar + sum.target_offset);
+        std::fill_n(m_.sums + sum.offset, Worker<T>::numbers_of(sum), T(0));
       }
     }
   }

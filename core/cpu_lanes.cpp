@@ -30,7 +30,7 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i, std::int64_t j) {
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
   constexpr std::int64_t L = vector_length<T>;
-  constexpr int chains = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;
+  constexpr int chains = M * N > 8 ? 1 : M * N > 4 ? 2 : 4;
   V sum[chains][M][N];
 #pragma GCC unroll 4
   for (int q = 0; q < chains; ++q) {
@@ -295,14 +295,16 @@ T sum(const T* x, std::int64_t n) {
 }
 
 template <class T>
-void add_by_lane(T* sums, const T* x, std::int64_t n, T scale) {
+void add_by_lane(T* sums, const T* x, std::int64_t elements, std::int64_t n, T scale) {
   const Full<T> d;
-  auto total = hn::LoadU(d, sums);
   const auto factor = hn::Set(d, scale);
-  for (std::int64_t i = 0; i < n; i += vector_length<T>) {
-    total = hn::MulAdd(factor, hn::LoadU(d, x + i), total);
+  for (std::int64_t e = 0; e < elements; ++e, sums += tile_vector, x += n) {
+    auto total = hn::LoadU(d, sums);
+    for (std::int64_t i = 0; i < n; i += vector_length<T>) {
+      total = hn::MulAdd(factor, hn::LoadU(d, x + i), total);
+    }
+    hn::StoreU(total, d, sums);
   }
-  hn::StoreU(total, d, sums);
 }
 
 template <class T>
@@ -339,13 +341,7 @@ T largest(const T* x, std::int64_t n) {
     most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, hn::LoadU(d, x + i)),
                                                       magnitude)));
   }
-  alignas(64) T lanes[vector_length<T>];
-  hn::StoreU(hn::BitCast(d, most), d, lanes);
-  T result = 0;
-  for (const T value : lanes) {
-    result = value != value || result != result ? value + result : std::max(result, value);
-  }
-  return result;
+  return hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most)));
 }
 
 template <class T>

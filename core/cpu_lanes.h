@@ -49,9 +49,9 @@ struct LaneKernels {
   // out += x y lane by lane (product by row).
   void (*multiply_add)(T* out, const T* x, const T* y, std::int64_t n);
   void (*add)(T* out, const T* x, std::int64_t n);
-  // Sum of one element over its n lanes; added into tile_vector lanes.
+  // Sum of one element over its n lanes; sums[e, tile_vector] += scale * x[e, n], e < elements.
   T (*sum)(const T* x, std::int64_t n);
-  void (*add_by_lane)(T* sums, const T* x, std::int64_t n, T scale);
+  void (*add_by_lane)(T* sums, const T* x, std::int64_t elements, std::int64_t n, T scale);
   // total += factor * acc, then acc = 0.
   void (*flush)(T* total, T* acc, T factor, std::int64_t n);
   // out[i] += factor * (sum of by_lane[i, 0..tile_vector)), i < elements.

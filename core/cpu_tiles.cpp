@@ -314,10 +314,14 @@ class Tile {
     const TileSum& sum = plan_.sums[std::size_t(i.out.offset)];
     T* sums = m_.sums + sum.offset;
     const T* x = m_.at(i.in[0].ref);
+    if (sum.by_lane && i.in[1].index == TileOperand::same) {
+      k_.add_by_lane(sums, x, i.count, m_.lanes, T(i.scale));
+      return;
+    }
     for (std::int64_t e = 0; e < i.count; ++e) {
       const std::int64_t to = element({{}, i.in[1].index}, e);
       if (sum.by_lane) {
-        k_.add_by_lane(sums + to * tile_vector, x + e * m_.lanes, m_.lanes, T(i.scale));
+        k_.add_by_lane(sums + to * tile_vector, x + e * m_.lanes, 1, m_.lanes, T(i.scale));
       } else {
         sums[to / sum.columns * sum.stride + to % sum.columns] +=
             T(i.scale) * k_.sum(x + e * m_.lanes, m_.lanes);

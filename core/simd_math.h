@@ -222,6 +222,74 @@ HWY_INLINE F32 log1p(F32 x) {
   return copysign(log_special(u, log1p_reduced(f, e)), x);
 }
 
+#if HWY_TARGET == HWY_AVX3
+// |x| in [0, 16) lies in one of 32 intervals, by its exponent and two more bits; the first begins at
+// 0. There tanh is a polynomial in the distance from the interval's beginning. Rows: that beginning,
+// then the coefficients; columns: the number that the bits give, modulo 32. A register holds 16
+// numbers, so a lookup is one instruction on two of them.
+alignas(64) inline constexpr float tanh_table[7][32] = {
+    {0x1.000000p+1f, 0x1.400000p+1f, 0x1.800000p+1f, 0x1.c00000p+1f, 0x1.000000p+2f,
+     0x1.400000p+2f, 0x1.800000p+2f, 0x1.c00000p+2f, 0x1.000000p+3f, 0x1.400000p+3f,
+     0x1.800000p+3f, 0x1.c00000p+3f, 0, 0x1.400000p-4f, 0x1.800000p-4f, 0x1.c00000p-4f,
+     0x1.000000p-3f, 0x1.400000p-3f, 0x1.800000p-3f, 0x1.c00000p-3f, 0x1.000000p-2f,
+     0x1.400000p-2f, 0x1.800000p-2f, 0x1.c00000p-2f, 0x1.000000p-1f, 0x1.400000p-1f,
+     0x1.800000p-1f, 0x1.c00000p-1f, 1, 0x1.400000p+0f, 0x1.800000p+0f, 0x1.c00000p+0f},
+    {0x1.ed9506p-1f, 0x1.f92582p-1f, 0x1.fd77d2p-1f, 0x1.ff112cp-1f, 0x1.ffa818p-1f,
+     0x1.fff41ap-1f, 0x1.fffe64p-1f, 0x1.ffffc8p-1f, 0x1.fffff8p-1f, 1, 1, 1, 0,
+     0x1.3f59bep-4f, 0x1.7ee102p-4f, 0x1.be38d8p-4f, 0x1.fd5992p-4f, 0x1.3d6bc8p-3f,
+     0x1.7b8ffap-3f, 0x1.b8fd04p-3f, 0x1.f597eap-3f, 0x1.35f98ap-2f, 0x1.6ef53ep-2f,
+     0x1.a5729ep-2f, 0x1.d9353ep-2f, 0x1.1bf47ep-1f, 0x1.45323ep-1f, 0x1.686650p-1f,
+     0x1.85efacp-1f, 0x1.b2523cp-1f, 0x1.cf6f98p-1f, 0x1.e1fbfap-1f},
+    {0x1.216208p-4f, 0x1.b3b278p-6f, 0x1.433228p-7f, 0x1.dd5bf0p-9f, 0x1.5f192ap-10f,
+     0x1.7ad468p-13f, 0x1.9417e0p-16f, 0x1.e50606p-19f, 0x1.23daecp-20f, 0, 0, 0, 1,
+     0x1.fce20ap-1f, 0x1.fb872ap-1f, 0x1.f9ecbcp-1f, 0x1.f815bcp-1f, 0x1.f3b2e2p-1f,
+     0x1.ee6854p-1f, 0x1.e842eep-1f, 0x1.e149f4p-1f, 0x1.d1158cp-1f, 0x1.be3f96p-1f,
+     0x1.a94720p-1f, 0x1.92a8d8p-1f, 0x1.6285d2p-1f, 0x1.317438p-1f, 0x1.02512ap-1f,
+     0x1.ae0cc8p-2f, 0x1.1f24b2p-2f, 0x1.7214e6p-3f, 0x1.d22984p-4f},
+    {-0x1.16e83ap-4f, -0x1.ade76cp-6f, -0x1.401c74p-7f, -0x1.de6cf4p-9f, -0x1.5b2a3cp-10f,
+     -0x1.6bdc74p-13f, -0x1.59cab2p-16f, -0x1.76ea92p-18f, -0x1.6617eep-18f, 0, 0, 0,
+     0x1.01e53cp-25f, -0x1.29ef6cp-4f, -0x1.82c444p-4f, -0x1.bdee3ep-4f, -0x1.fa3fbep-4f,
+     -0x1.33d276p-3f, -0x1.684024p-3f, -0x1.a51a3cp-3f, -0x1.d829dcp-3f, -0x1.19a9aap-2f,
+     -0x1.3fafd2p-2f, -0x1.5f75bep-2f, -0x1.73eec4p-2f, -0x1.89c334p-2f, -0x1.8446fep-2f,
+     -0x1.6c3784p-2f, -0x1.476b04p-2f, -0x1.e7155cp-3f, -0x1.4ed042p-3f, -0x1.b6762ap-4f},
+    {0x1.57caf8p-5f, 0x1.164accp-6f, 0x1.95a758p-8f, 0x1.46aae4p-9f, 0x1.b3ddfcp-11f,
+     0x1.927a86p-14f, 0x1.4fb184p-18f, 0x1.1b1fd0p-17f, 0x1.c36a94p-17f, 0, 0, 0,
+     -0x1.55563cp-2f, -0x1.2ecf66p+0f, -0x1.b8e102p-9f, -0x1.9750ecp-4f, -0x1.a8e686p-3f,
+     -0x1.8de208p-2f, -0x1.20e7aep-1f, -0x1.fe1dccp-3f, -0x1.f0ac22p-3f, -0x1.b95e1ap-3f,
+     -0x1.7b034ap-3f, -0x1.331cd8p-4f, -0x1.95f932p-4f, -0x1.9725d0p-8f, 0x1.85930ep-5f,
+     0x1.813c58p-4f, 0x1.a45a9cp-4f, 0x1.ba7794p-4f, 0x1.641ddcp-4f, 0x1.fb01b2p-5f},
+    {-0x1.1c8dc6p-6f, -0x1.fb7124p-8f, -0x1.3c623ep-9f, -0x1.5d7a7ap-10f, -0x1.599accp-12f,
+     -0x1.ab5918p-16f, 0x1.799358p-18f, -0x1.0dd704p-17f, -0x1.ea81a0p-17f, 0, 0, 0,
+     0x1.e899e0p-14f, 0x1.f84d32p+5f, -0x1.74fb9cp+4f, -0x1.faa0dep+3f, -0x1.e6ca9cp+1f,
+     0x1.a2b8aap+1f, 0x1.46c7acp+3f, -0x1.8b6790p-1f, -0x1.fce3d4p-4f, 0x1.594a38p-4f,
+     0x1.2644c4p-2f, -0x1.e43134p-1f, 0x1.af96c2p-3f, 0x1.055e4ep-5f, 0x1.825492p-5f,
+     -0x1.a169dap-5f, 0x1.f2e6b6p-6f, -0x1.9780acp-7f, -0x1.5fa416p-6f, -0x1.363adap-6f},
+    {0x1.04ed48p-8f, 0x1.0ef7c0p-9f, 0x1.6e198ap-12f, 0x1.ef1b9ep-12f, 0x1.08bd96p-14f,
+     0x1.c933d0p-21f, -0x1.d549a8p-19f, 0x1.9625a4p-19f, 0x1.791f40p-18f, 0, 0, 0,
+     0x1.0e5e62p-3f, -0x1.9426eep+10f, 0x1.2bdd96p+9f, 0x1.95d1eap+8f, 0x1.904adap+5f,
+     -0x1.443bcep+5f, -0x1.029f88p+7f, 0x1.7323b0p+3f, 0x1.c12e26p+0f, 0x1.060250p-1f,
+     -0x1.8266dcp-1f, 0x1.c6df54p+2f, -0x1.79b73ep-3f, 0x1.1eeec4p-2f, 0x1.ac66b2p-4f,
+     0x1.33645ap-2f, -0x1.5d9628p-5f, -0x1.c35562p-7f, -0x1.7c2c50p-8f, -0x1.8bcceep-9f}};
+
+HWY_INLINE F32 tanh(F32 x) {
+  const F32 a = hn::Min(F32(9.02).v, hn::Abs(x.v));  // keeps NaN, as clamp does
+  const F32 at_least = hn::Max(a.v, F32(0x1p-4).v);
+  const __m512i column = hn::ShiftRight<21>(bits(at_least)).raw;
+  const auto entry = [&](int row) {
+    const F32::Tag d;
+    return F32(hn::Vec<F32::Tag>{
+        _mm512_permutex2var_ps(hn::Load(d, tanh_table[row]).raw, column,
+                               hn::Load(d, tanh_table[row] + 16).raw)});
+  };
+  const F32 t = a - entry(0);
+  F32 sum = entry(6);
+#pragma GCC unroll 5
+  for (int row = 5; row > 0; --row) {
+    sum = mul_add(sum, t, entry(row));
+  }
+  return copysign(sum, x);
+}
+#else
 // With e = e^(-2|x|): tanh |x| = (1 - e) / (1 + e) = -g / (1 + g), g = (e - 1) / 2, which keeps its
 // digits near 0. 1 from 9.011 on.
 HWY_INLINE F32 tanh(F32 x) {
@@ -238,6 +306,7 @@ HWY_INLINE F32 tanh(F32 x) {
   const F32 g = mul_add(power, reduced, mul_add(power, F32(0.5), -0.5));
   return copysign(quotient(g, F32(1) + g), x);
 }
+#endif
 
 }  // namespace simd_f32
 

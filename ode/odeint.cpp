@@ -53,6 +53,9 @@ void infer_odeint(const OpDef&, std::span<const Type>, const Attributes& attribu
   }
 }
 
+constexpr const char* not_finite_reason =
+    "something was not finite: done again step by step to find out what";
+
 // The solver that a replay of the tape keeps from run to run, or one for this run.
 class Solver {
  public:
@@ -92,7 +95,7 @@ void execute_odeint(const OpDef&, const Execution& x) {
     return;
   }
   report.tier_reason = solve.reason_against_tiles.empty()
-                           ? "something was not finite: done again step by step to find out what"
+                           ? not_finite_reason
                            : solve.reason_against_tiles;
   solve_forward(solve, inputs_of(solve, x.inputs), saved, stored);
 }
@@ -167,9 +170,14 @@ void execute_adjoint(const OpDef&, const Execution& x) {
   for (std::size_t c = 0; c < components; ++c) {
     saved_bar[c] = payload.has_seed[c] ? x.inputs[next++] : nullptr;
   }
-  if (solve.report->in_tiles &&
-      Solver(solve, x)->backward(x.inputs.first(operands), stored, saved_bar, x.outputs)) {
-    return;
+  SolveReport& report = *solve.report;
+  if (report.in_tiles) {
+    if (Solver(solve, x)->backward(x.inputs.first(operands), stored, saved_bar, x.outputs)) {
+      return;
+    }
+    report.in_tiles = false;
+    report.tier_reason = not_finite_reason;
+    begin_backward(report);
   }
   const SolveInputs inputs = inputs_of(solve, x.inputs.first(operands));
   std::vector<Tensor> states, cotangents;

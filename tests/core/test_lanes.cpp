@@ -266,7 +266,7 @@ TEST_CASE("add, multiply_add, sum, add_by_lane, flush and flush_by_lane are righ
         start += double(lane);
         magnitude += std::fabs(double(lane));
       }
-      kernels.add_by_lane(by_lane.data(), x.data(), n, T(0.37));
+      kernels.add_by_lane(by_lane.data(), x.data(), 1, n, T(0.37));
       for (const T lane : by_lane.copy()) {
         total += double(lane);
       }

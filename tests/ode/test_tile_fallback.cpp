@@ -156,7 +156,7 @@ TEST_CASE("a velocity that mixes rows runs step by step, says why, and refuses T
        [](const Var&, const Var& y) { return softmax(y, 0); },
        {70, 5},
        {},
-       "op 'logsumexp' has no tile form"},
+       "op 'logsumexp' runs over rows"},
       {"transpose",
        [](const Var&, const Var& y) { return tanh(transpose(y)); },
        {20, 20},
@@ -382,6 +382,41 @@ TEST_CASE("losses on some points, on one component and on nothing end as the int
     CHECK(tiles.report.in_tiles);
     CHECK(tiles.report.vjps == steps.report.vjps);
     REQUIRE(tiles.report.ledger.size() == steps.report.ledger.size());
+    for (std::size_t k = 0; k < tiles.gradients.size(); ++k) {
+      CHECK(relative_error(tiles.gradients[k], steps.gradients[k]) <=
+            16 * facts(DType::f16).unit_roundoff);
+    }
+  }
+}
+
+TEST_CASE("a loss on some rows only leaves tiles idle, and the ledger tells of the others") {
+  const Problem problem{
+      [](const Var& t, const Var& y, Theta p) { return tanh(matmul(y, p[0])) * cos(t) - y; },
+      {{"y", test::normal({200, 3}, DType::f32, 1)}},
+      {0, 0.25, 0.5},
+      {test::normal({3, 3}, DType::f32, 2)}};
+  const auto rows = [](const Var& saved, int point, std::int64_t begin, std::int64_t end) {
+    return sum(square(slice(slice(saved, 0, point, point + 1), 1, begin, end)));
+  };
+  const std::vector<test::Loss> losses{
+      [&](const State& y) { return rows(y[0], 2, 0, 10); },
+      [&](const State& y) { return rows(y[0], 2, 100, 200) * 1e-3; },
+      [&](const State& y) { return rows(y[0], 2, 190, 200) + rows(y[0], 1, 0, 10); }};
+  for (const test::Loss& loss : losses) {
+    const OdeOptions options = options_for("rk4", Precision::mixed(DType::f16));
+    const Ending tiles = ending_of(problem, options, Tier::tiles, loss);
+    const Ending steps = ending_of(problem, options, Tier::interpreter, loss);
+    REQUIRE(tiles.report.ledger.size() == steps.report.ledger.size());
+    for (std::size_t i = 0; i < tiles.report.ledger.size(); ++i) {
+      const LedgerEntry& a = tiles.report.ledger[i];
+      const LedgerEntry& b = steps.report.ledger[i];
+      CHECK(a.step == b.step);
+      CHECK(a.t == b.t);
+      // Each tile has a scale of its own, and a first VJP of its own with more headroom.
+      CHECK(a.min_exponent >= b.min_exponent - options.scaling.first_headroom);
+      CHECK(a.max_exponent >= b.max_exponent);
+      CHECK(b.min_exponent > options.scaling.first_headroom);
+    }
     for (std::size_t k = 0; k < tiles.gradients.size(); ++k) {
       CHECK(relative_error(tiles.gradients[k], steps.gradients[k]) <=
             16 * facts(DType::f16).unit_roundoff);

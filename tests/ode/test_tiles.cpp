@@ -10,6 +10,7 @@
 #include "halftape/autodiff/replay.h"
 #include "halftape/nn/module.h"
 #include "tests/support/random_velocity.h"
+#include "tests/support/vector_math.h"
 
 namespace halftape {
 namespace {
@@ -330,6 +331,29 @@ TEST_CASE("in f16 and bf16, tiles are as near to the f64 solve as the interprete
   CHECK(in_tiles >= compared * 9 / 10);
 }
 
+TEST_CASE("on every instruction set, random velocities in tiles equal the interpreter") {
+  const OneThread one;
+  for (const std::int64_t target : test::vector_targets()) {
+    CAPTURE(std::string(hwy::TargetName(target)));
+    const test::OnlyTarget only(target);
+    for (int seed = 0; seed < 60; ++seed) {
+      CAPTURE(seed);
+      Case c = random_case(5000 + seed, Smooth::yes);
+      const auto error = [&](DType dtype) {
+        c.options.precision = Precision::uniform(dtype);
+        const Problem problem = in_dtype(c.velocity.problem, dtype);
+        return difference(solve_by(Tier::automatic, problem, c.options),
+                          solve_by(Tier::interpreter, problem, c.options));
+      };
+      CHECK(error(DType::f32) <=
+            64 * std::sqrt(double(c.evaluations)) * facts(DType::f32).unit_roundoff);
+      if (!c.velocity.constructs.contains("cast")) {
+        CHECK(error(DType::f64) <= 1e-12);
+      }
+    }
+  }
+}
+
 // --- what a random velocity could miss ---
 
 TEST_CASE("a product's operand is not written over by what is fused with the product") {
@@ -350,6 +374,39 @@ TEST_CASE("a product's operand is not written over by what is fused with the pro
     const Var x = y + 0.1;
     return matmul(x, weights, Transpose::rhs) + x;
   });
+}
+
+TEST_CASE("weights too large for sums lane by lane, and rows too long for wide tiles") {
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    CAPTURE(name(dtype));
+    const OdeOptions options = options_for("rk4", Precision::uniform(dtype));
+    const auto check = [&](const Problem& problem) {
+      check_tiles(in_dtype(problem, dtype), options, dtype == DType::f64 ? 1e-12 : 2e-5);
+    };
+    // 2100 hidden numbers a row in four stages: tiles of 32 rows. Biases and weights by rows.
+    check(problem_of(
+        [](const Var& t, const Var& y, Theta p) {
+          return matmul(tanh(matmul(y, p[0]) + (p[1] + t * p[2])), p[3]) * p[4] - y;
+        },
+        {70, 3},
+        {f64({3, 2100}, 2), f64({2100}, 3), f64({2100}, 4), f64({2100, 3}, 5, 0.02), f64({3}, 6)}));
+    // Groups in a row, weights from both sides and transposed.
+    check(problem_of(
+        [](const Var&, const Var& y, Theta p) {
+          const Var x = tanh(matmul(p[0], y));               // [rows, 40, 31]
+          const Var z = sin(matmul(x, p[1]) + p[2]);         // [rows, 40, 33]
+          const Var back = matmul(p[0], z, Transpose::lhs);  // [rows, 30, 33]
+          return matmul(back, p[1], Transpose::rhs) * 0.05 - y;
+        },
+        {21, 30, 31}, {f64({40, 30}, 2, 0.2), f64({31, 33}, 3, 0.2), f64({33}, 4)}));
+    // Wide weights that are used twice, by the rows and as numbers, and a parameter [1, 900].
+    check(problem_of(
+        [](const Var&, const Var& y, Theta p) {
+          const Var x = sin(matmul(y, p[0])) * p[1];
+          return matmul(x, p[0], Transpose::rhs) * 0.02 + y * reshape(slice(p[0], 1, 0, 1), {5});
+        },
+        {33, 5}, {f64({5, 900}, 2, 0.4), f64({1, 900}, 3)}));
+  }
 }
 
 TEST_CASE("a parameter that is added twice gets both gradients") {
@@ -483,6 +540,47 @@ TEST_CASE("values of the time are right on both sides of every 32nd step") {
   }
   // Without time a solve is one stretch.
   check_tiles(test::tanh_net(linspace(0, 2, 70), DType::f64), options_for("rk4"));
+}
+
+TEST_CASE("a shared value used twice, and two with one cotangent, get their sums") {
+  const auto p = [](const Shape& shape, std::uint64_t seed) {
+    return test::normal(shape, DType::f64, seed, 0.5);
+  };
+  const std::vector<VelocityFunction> velocities{
+      [](const Var& t, const State& y, std::span<const Var> w) -> State {
+        return tanh(y[0] + w[1] + w[1] + t + t);
+      },
+      [](const Var&, const State& y, std::span<const Var> w) -> State {
+        return tanh(y[0] + w[1] + w[2]);
+      },
+      [](const Var&, const State& y, std::span<const Var> w) -> State {
+        return tanh(matmul(y[0], w[0]) + matmul(y[0], w[0]) + w[2]);
+      },
+      [](const Var&, const State& y, std::span<const Var> w) -> State {  // shares part of a sum
+        return tanh(y[0] + w[1]) * w[2] + w[1];
+      },
+  };
+  for (std::size_t k = 0; k < velocities.size(); ++k) {
+    CAPTURE(k);
+    Problem problem{velocities[k], {{"y", p({33, 3}, 1)}}, {0, 0.2, 0.5},
+                    {p({3, 3}, 2), p({3}, 3), p({3}, 4)}};
+    check_tiles(problem, options_for("rk38"));
+  }
+}
+
+TEST_CASE("logsumexp and softmax within a row run in tiles, over the last axis or another") {
+  for (const int axis : {1, 2}) {
+    CAPTURE(axis);
+    Problem problem{
+        [axis](const Var&, const State& y, std::span<const Var> w) -> State {
+          const Var scores = matmul(y[0], w[0]);
+          return softmax(scores, axis) * tanh(y[0]) - 0.1 * logsumexp(y[0], {axis}, KeepAxes::yes);
+        },
+        {{"y", test::normal({20, 4, 3}, DType::f64, 5)}},
+        {0, 0.3, 0.5},
+        {test::normal({3, 3}, DType::f64, 6)}};
+    check_tiles(problem, options_for("rk4"));
+  }
 }
 
 TEST_CASE("1000 rows are sixteen tiles in eight groups") {

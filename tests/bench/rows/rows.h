@@ -1,4 +1,4 @@
-// Shared by the rows of the benchmark: docs of each row are where it is added.
+// Shared by the rows of the benchmark. What a row measures is written where it is defined.
 #pragma once
 
 #include <benchmark/benchmark.h>

@@ -20,12 +20,34 @@ using Full = hn::ScalableTag<T>;
 template <class T>
 constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
 
+template <class V>
+HWY_INLINE V rounded([[maybe_unused]] LaneRounding rounding, V x) {
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (std::is_same_v<hn::TFromV<V>, float>) {
+    const Full<float> d;
+    const hn::RebindToUnsigned<Full<float>> bits;
+    if (rounding == LaneRounding::f16) {
+      return hn::PromoteTo(d, hn::DemoteTo(hn::Rebind<hwy::float16_t, Full<float>>(), x));
+    }
+    if (rounding == LaneRounding::bf16) {  // to the nearest, ties to even, in the upper half
+      const auto code = hn::BitCast(bits, x);
+      const auto odd = hn::And(hn::ShiftRight<16>(code), hn::Set(bits, 1));
+      const auto up = hn::Add(hn::Add(code, hn::Set(bits, 0x7fff)), odd);
+      const auto quiet = hn::Or(code, hn::Set(bits, 0x00400000));
+      const auto kept = hn::IfThenElse(hn::RebindMask(bits, hn::Eq(x, x)), up, quiet);
+      return hn::BitCast(d, hn::And(kept, hn::Set(bits, 0xffff0000)));
+    }
+  }
+#endif
+  return x;
+}
+
 // Registers: AVX-512 has 32, so a block of 6 x 4 vectors of sums fits; others have 16.
 constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
 
 // Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since an
 // addition takes some cycles to arrive.
-template <int M, int N, class T>
+template <bool rounds, int M, int N, class T>
 HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i, std::int64_t j) {
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
@@ -91,50 +113,62 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i, std::int64_t j) {
       }
       if (g.accumulate) {
         total = hn::Add(hn::LoadU(d, c + v * L), total);
-      } else if (g.bias != nullptr) {
+      }
+      if constexpr (rounds) {
+        total = rounded(g.rounding, total);
+      }
+      if (g.bias != nullptr) {
         total = hn::Add(total, bias);
+        if constexpr (rounds) {
+          total = rounded(g.rounding, total);
+        }
       }
       hn::StoreU(total, d, c + v * L);
     }
   }
 }
 
-template <int N, class T>
+template <bool rounds, int N, class T>
 HWY_INLINE void gemm_columns(const Gemm<T>& g, std::int64_t j) {
   std::int64_t i = 0;
   for (; i + 6 <= g.m; i += 6) {
-    gemm_block<6, N>(g, i, j);
+    gemm_block<rounds, 6, N>(g, i, j);
   }
   switch (g.m - i) {
     case 1:
-      return gemm_block<1, N>(g, i, j);
+      return gemm_block<rounds, 1, N>(g, i, j);
     case 2:
-      return gemm_block<2, N>(g, i, j);
+      return gemm_block<rounds, 2, N>(g, i, j);
     case 3:
-      return gemm_block<3, N>(g, i, j);
+      return gemm_block<rounds, 3, N>(g, i, j);
     case 4:
-      return gemm_block<4, N>(g, i, j);
+      return gemm_block<rounds, 4, N>(g, i, j);
     case 5:
-      return gemm_block<5, N>(g, i, j);
+      return gemm_block<rounds, 5, N>(g, i, j);
     default:
       return;
   }
 }
 
-template <class T>
-void gemm(const Gemm<T>& g) {
+template <bool rounds, class T>
+HWY_INLINE void gemm_with(const Gemm<T>& g) {
   constexpr std::int64_t L = vector_length<T>;
   std::int64_t j = 0;
   for (; j + wide * L <= g.n; j += wide * L) {
-    gemm_columns<wide>(g, j);
+    gemm_columns<rounds, wide>(g, j);
   }
   if (wide > 2 && j + 2 * L <= g.n) {
-    gemm_columns<2>(g, j);
+    gemm_columns<rounds, 2>(g, j);
     j += 2 * L;
   }
   for (; j + L <= g.n; j += L) {
-    gemm_columns<1>(g, j);
+    gemm_columns<rounds, 1>(g, j);
   }
+}
+
+template <class T>
+void gemm(const Gemm<T>& g) {
+  g.rounding == LaneRounding::none ? gemm_with<false>(g) : gemm_with<true>(g);
 }
 
 // M x K sums at once: every vector loaded is used M or K times.
@@ -331,6 +365,21 @@ void flush_by_lane(T* out, const T* by_lane, T factor, std::int64_t elements) {
 
 // Magnitudes compare like the integers of their bits, infinities and NaN above all numbers.
 template <class T>
+T round(LaneRounding rounding, T* x, std::int64_t n) {
+  const Full<T> d;
+  const hn::RebindToUnsigned<Full<T>> bits;
+  const hn::RebindToSigned<Full<T>> ordered;
+  const auto magnitude = hn::Set(bits, ~hwy::MakeUnsigned<T>(0) >> 1);
+  auto most = hn::Zero(ordered);
+  for (std::int64_t i = 0; i < n; i += vector_length<T>) {
+    const auto y = rounded(rounding, hn::LoadU(d, x + i));
+    hn::StoreU(y, d, x + i);
+    most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, y), magnitude)));
+  }
+  return hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most)));
+}
+
+template <class T>
 T largest(const T* x, std::int64_t n) {
   const Full<T> d;
   const hn::RebindToUnsigned<Full<T>> bits;
@@ -364,7 +413,8 @@ double dot(const T* x, const T* y, std::int64_t n) {
 template <class T>
 LaneKernels<T> kernels() {
   return {gemm<T>,          outer_by_lane<T>, transpose<T>, combine<T>,      multiply_add<T>, add<T>,
-          sum<T>,           add_by_lane<T>,   flush<T>,     flush_by_lane<T>, largest<T>,      dot<T>};
+          sum<T>,           add_by_lane<T>,   flush<T>,     flush_by_lane<T>, round<T>,         largest<T>,      dot<T>,
+          HWY_TARGET != HWY_SCALAR && std::is_same_v<T, float>};
 }
 
 const LaneKernels<float>& kernels_f32() {

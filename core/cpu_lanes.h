@@ -10,8 +10,12 @@
 
 namespace halftape::cpu {
 
+// Formats that vectors of f32 are rounded to in registers.
+enum class LaneRounding : std::uint8_t { none, f16, bf16 };
+
 // c(i, j) = sum_l a(i, l) x(l, j) + bias(i), or c += the sum. a holds single numbers at the given
-// strides; x and c are rows of n numbers, `x_stride` and `c_stride` apart.
+// strides; x and c are rows of n numbers, `x_stride` and `c_stride` apart. With a rounding the sum
+// is rounded, and once more after the bias has been added.
 template <class T>
 struct Gemm {
   std::int64_t m, n, k;
@@ -23,6 +27,7 @@ struct Gemm {
   std::int64_t c_stride;
   const T* bias;
   bool accumulate;
+  LaneRounding rounding;
 };
 
 // sums(i, j) += sum over r of g(i, r) x(j, r), r < n, lane by lane: sums is [m, k, tile_vector].
@@ -56,9 +61,12 @@ struct LaneKernels {
   void (*flush)(T* total, T* acc, T factor, std::int64_t n);
   // out[i] += factor * (sum of by_lane[i, 0..tile_vector)), i < elements.
   void (*flush_by_lane)(T* out, const T* by_lane, T factor, std::int64_t elements);
+  // Rounds in place; the largest magnitude of the results, as below. Not for none, f32 only.
+  T (*round)(LaneRounding rounding, T* x, std::int64_t n);
   // Largest magnitude of n numbers; infinite or NaN when one of them is.
   T (*largest)(const T* x, std::int64_t n);
   double (*dot)(const T* x, const T* y, std::int64_t n);
+  bool rounds;  // LaneRounding works: not on the scalar baseline, and not for doubles
 };
 
 template <class T>

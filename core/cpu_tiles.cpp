@@ -47,18 +47,35 @@ class Tile {
                                            : plan_.index[std::size_t(x.index + e)];
   }
 
+  // What vectors are rounded to in registers, if they are.
+  LaneRounding in_registers(DType dtype) const {
+    return !k_.rounds              ? LaneRounding::none
+           : dtype == DType::f16  ? LaneRounding::f16
+           : dtype == DType::bf16 ? LaneRounding::bf16
+                                  : LaneRounding::none;
+  }
+
+  void watch(T most) {
+    if (largest_ != nullptr) {
+      *largest_ =
+          most != most || *largest_ != *largest_ ? most + *largest_ : std::max(*largest_, most);
+    }
+  }
+
   // Results below T's own format are rounded to it, and looked at.
   void finish(DType dtype, T* out, std::int64_t n) {
-    if (dtype == dtype_of<T> || dtype == DType::boolean) {
+    if (dtype == dtype_of<T> || dtype == DType::boolean ||
+        facts(dtype).p >= facts(dtype_of<T>).p) {
       return;
     }
-    if (facts(dtype).p < facts(dtype_of<T>).p) {
-      round_to_dtype(dtype, out, n);
-      if (largest_ != nullptr) {
-        const T most = k_.largest(out, n);
-        *largest_ = most != most || *largest_ != *largest_ ? most + *largest_
-                                                           : std::max(*largest_, most);
-      }
+    const LaneRounding rounding = in_registers(dtype);
+    if (rounding != LaneRounding::none) {
+      watch(k_.round(rounding, out, n));
+      return;
+    }
+    round_to_dtype(dtype, out, n);
+    if (largest_ != nullptr) {
+      watch(k_.largest(out, n));
     }
   }
 
@@ -150,8 +167,10 @@ class Tile {
     const T* x = m_.at(i.in[1].ref);
     T* c = m_.at(i.out);
     const bool narrow = facts(i.dtype).p < facts(dtype_of<T>).p;
+    g.rounding = in_registers(i.dtype);
+    const bool later = narrow && g.rounding == LaneRounding::none;  // rounded in memory
     const T* bias = i.bias.space == TileSpace::none ? nullptr : table(i.bias);
-    g.bias = narrow ? nullptr : bias;  // otherwise added after the product has been rounded
+    g.bias = later ? nullptr : bias;  // otherwise added after the product has been rounded
     const bool rows_joined = l.n == 1 || (l.out[2] == 1 && l.rhs[2] == 1);
     const std::int64_t n_calls = rows_joined ? 1 : l.n;
     g.n = (rows_joined ? l.n : 1) * m_.lanes;
@@ -168,7 +187,7 @@ class Tile {
     g.a += m0 * g.a_row;
     if (bias != nullptr) {
       bias += m0;
-      g.bias = narrow ? nullptr : bias;
+      g.bias = later ? nullptr : bias;
     }
     for (std::int64_t b = b0; b < b1; ++b) {
       for (std::int64_t n = 0; n < n_calls; ++n) {
@@ -183,7 +202,10 @@ class Tile {
         }
       }
     }
-    if (narrow) {
+    if (narrow && !later && largest_ != nullptr) {
+      watch(k_.largest(c + e0 * m_.lanes, (e1 - e0) * m_.lanes));
+    }
+    if (later) {
       finish(i.dtype, c + e0 * m_.lanes, (e1 - e0) * m_.lanes);
       if (bias != nullptr) {
         for (std::int64_t e = e0; e < e1; ++e) {

@@ -173,7 +173,8 @@ void two_threads(benchmark::State& state, std::int64_t rows) {
   state.counters["speedup"] = one / two;
 }
 
-// ratio: f16 with dynamic scaling over f16 without, taking turns; at most 1.05.
+// ratio: f16 with dynamic scaling over f16 without, taking turns; at most 1.05. Both look for
+// overflow: what is compared is the policy.
 void scaling_cost(benchmark::State& state, const std::string& name) {
   Setting with = setting(name, "f16");
   with.scaling = Scaling::dynamic();

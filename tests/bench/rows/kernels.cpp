@@ -99,19 +99,39 @@ class Tiles {
 
   void run() {
     const cpu::LaneKernels<float>& kernels = cpu::lane_kernels<float>();
+    cpu::Gemm<float> gemm{};
     if (p_.is_gradient) {
       std::fill_n(sums_.data(), sums_.count(), 0.0f);
+      gemm.m = p_.rows;
+      gemm.n = p_.n;
+      gemm.k = lanes_;
+      gemm.a_row = lanes_;
+      gemm.a_column = 1;
+      gemm.x = transposed_.data();
+      gemm.x_stride = p_.n;
+      gemm.c = sums_.data();
+      gemm.c_stride = p_.n;
+      gemm.accumulate = true;
       for (std::int64_t t = 0; t < count_; ++t) {
         kernels.transpose(in_.data() + t * p_.n * lanes_, lanes_, transposed_.data(), p_.n, p_.n,
                           lanes_);
-        kernels.gemm({p_.rows, p_.n, lanes_, out_.data() + t * p_.rows * lanes_, lanes_, 1,
-                      transposed_.data(), p_.n, sums_.data(), p_.n, nullptr, true});
+        gemm.a = out_.data() + t * p_.rows * lanes_;
+        kernels.gemm(gemm);
       }
       return;
     }
+    gemm.m = p_.n;
+    gemm.n = lanes_;
+    gemm.k = p_.k;
+    gemm.a = weight_.data();
+    gemm.a_row = p_.k;
+    gemm.a_column = 1;
+    gemm.x_stride = lanes_;
+    gemm.c_stride = lanes_;
     for (std::int64_t t = 0; t < count_; ++t) {
-      kernels.gemm({p_.n, lanes_, p_.k, weight_.data(), p_.k, 1, in_.data() + t * p_.k * lanes_,
-                    lanes_, out_.data() + t * p_.n * lanes_, lanes_, nullptr, false});
+      gemm.x = in_.data() + t * p_.k * lanes_;
+      gemm.c = out_.data() + t * p_.n * lanes_;
+      kernels.gemm(gemm);
     }
   }
   float result(std::int64_t row, std::int64_t column) const {

@@ -5,7 +5,6 @@
 //   worker --case NAME --dump FILE              writes the case for the other workers
 #include <fmt/format.h>
 
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -71,35 +70,6 @@ OdeOptions options_of(const Arguments& arguments) {
                     arguments.scaling));
   }
   return options;
-}
-
-// Mean over y0, its components taken together, and the parameters of the relative 2-norm error.
-double gradient_error(const Case& problem, const TrainStep& ours, const TrainStep& reference) {
-  const std::size_t components = problem.y0.size();
-  const auto squares = [&](std::size_t i) {
-    const std::vector<double> x = ours.gradients[i].to_vector();
-    const std::vector<double> y = reference.gradients[i].to_vector();
-    double difference = 0;
-    double size = 0;
-    for (std::size_t j = 0; j < x.size(); ++j) {
-      difference += (x[j] - y[j]) * (x[j] - y[j]);
-      size += y[j] * y[j];
-    }
-    return std::pair(difference, size);
-  };
-  std::pair<double, double> y0(0, 0);
-  double total = 0;
-  for (std::size_t i = 0; i < reference.gradients.size(); ++i) {
-    const auto [difference, size] = squares(i);
-    if (i < components) {
-      y0.first += difference;
-      y0.second += size;
-    } else {
-      total += std::sqrt(difference / size);
-    }
-  }
-  total += std::sqrt(y0.first / y0.second);
-  return total / double(1 + problem.theta.size());
 }
 
 // Peak bytes of the first step of a process, beyond the inputs, so that memory kept for the next

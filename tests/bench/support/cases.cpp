@@ -289,10 +289,9 @@ Var Trainer::loss(std::span<const Var> inputs) {
   }
   const std::size_t components = names.size();
   const auto y0 = inputs.first(components);
-  const OdeResult solution = odeint(velocity_, State(names, {y0.begin(), y0.end()}),
-                                    problem_.times, inputs.subspan(components), options_);
-  in_tiles_ = solution.report().in_tiles;
-  return problem_.loss(solution.value());
+  solution_ = odeint(velocity_, State(names, {y0.begin(), y0.end()}), problem_.times,
+                     inputs.subspan(components), options_);
+  return problem_.loss(solution_->value());
 }
 
 TrainStep Trainer::step() {
@@ -329,6 +328,34 @@ TrainStep Trainer::step() {
   }
   result.seconds = seconds_since(start);
   return result;
+}
+
+double gradient_error(const Case& problem, const TrainStep& ours, const TrainStep& reference) {
+  const std::size_t components = problem.y0.size();
+  const auto squares = [&](std::size_t i) {
+    const std::vector<double> x = ours.gradients[i].to_vector();
+    const std::vector<double> y = reference.gradients[i].to_vector();
+    double difference = 0;
+    double size = 0;
+    for (std::size_t j = 0; j < x.size(); ++j) {
+      difference += (x[j] - y[j]) * (x[j] - y[j]);
+      size += y[j] * y[j];
+    }
+    return std::pair(difference, size);
+  };
+  std::pair<double, double> y0(0, 0);
+  double total = 0;
+  for (std::size_t i = 0; i < reference.gradients.size(); ++i) {
+    const auto [difference, size] = squares(i);
+    if (i < components) {
+      y0.first += difference;
+      y0.second += size;
+    } else {
+      total += std::sqrt(difference / size);
+    }
+  }
+  total += std::sqrt(y0.first / y0.second);
+  return total / double(1 + problem.theta.size());
 }
 
 }  // namespace halftape::bench

@@ -4,12 +4,13 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "halftape/core/tensor.h"
 #include "halftape/autodiff/gradient_replay.h"
+#include "halftape/core/tensor.h"
 #include "halftape/ode/odeint.h"
 
 namespace halftape::bench {
@@ -45,6 +46,9 @@ struct TrainStep {
   double seconds_forward = 0;     // to the value of the loss; Mode::record only
 };
 
+// Mean over y0, its components taken together, and the parameters of the relative 2-norm error.
+double gradient_error(const Case& problem, const TrainStep& ours, const TrainStep& reference);
+
 // Runs steps of one case with given options. Inputs are converted once, to precision.accumulate.
 class Trainer {
  public:
@@ -56,7 +60,8 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   TrainStep step();
-  bool in_tiles() const { return in_tiles_; }  // of the last recording
+  const SolveReport& report() const { return solution_->report(); }  // after a step
+  bool in_tiles() const { return report().in_tiles; }
 
  private:
   Var loss(std::span<const Var> inputs);
@@ -67,7 +72,7 @@ class Trainer {
   Mode mode_;
   GradientReplay replay_;
   std::vector<Tensor> inputs_;
-  bool in_tiles_ = false;
+  std::optional<OdeResult> solution_;  // of the last recording
 };
 
 }  // namespace halftape::bench

@@ -356,7 +356,8 @@ class Worker {
         }
       });
       run_tile<T>(v_, v_.forward, m_, nullptr);
-      for (std::size_t c = 0; c < plan_.components.size(); ++c) {
+      // The new state, and <k, u> in the backward pass, show every slope that has a weight.
+      for (std::size_t c = 0; plan_.b[std::size_t(s)] == 0 && c < plan_.components.size(); ++c) {
         finite = finite && std::isfinite(k_.largest(slope(s, c),
                                                     plan_.components[c].elements * lanes_));
       }
@@ -439,6 +440,9 @@ class Worker {
       }
       ++sums.vjps;
       const double factor = std::ldexp(1.0, -scale.exponent());
+      if (!v_.narrow_cotangents) {
+        largest = T(std::ldexp(double(magnitude), scale.exponent()));  // of the seeds
+      }
       scale.end_vjp(double(largest), underflows);
       factor_[std::size_t(s)] = factor;
       for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
@@ -460,7 +464,7 @@ class Worker {
       flush_times(i, s, h * factor, sums);
     }
     sums.steps[i - stretch_->first] += g;
-    return true;
+    return std::isfinite(g);
   }
 
   // Where cotangents can overflow, sums over rows come last (TilePlan::backward), so that a VJP done
@@ -488,9 +492,11 @@ class Worker {
           underflows += seed[r] == T(0) && u[r] != T(0);
         }
       }
-      const T most = k_.largest(seed, n * lanes_);
-      fits = fits && std::isfinite(most);
-      largest = std::max(largest, most);
+      if (v_.narrow_cotangents) {  // elsewhere what comes out shows it
+        const T most = k_.largest(seed, n * lanes_);
+        fits = fits && std::isfinite(most);
+        largest = std::max(largest, most);
+      }
     });
     if (!fits) {
       return false;

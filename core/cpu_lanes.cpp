@@ -150,9 +150,79 @@ HWY_INLINE void gemm_columns(const Gemm<T>& g, std::int64_t j) {
   }
 }
 
+// Few terms: x stays in registers while the rows of c go by.
+template <bool rounds, int K, int N, class T>
+HWY_INLINE void shallow_columns(const Gemm<T>& g, std::int64_t j) {
+  const Full<T> d;
+  using V = hn::Vec<Full<T>>;
+  constexpr std::int64_t L = vector_length<T>;
+  V x[K][N];
+#pragma GCC unroll 4
+  for (int l = 0; l < K; ++l) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      x[l][v] = hn::LoadU(d, g.x + l * g.x_stride + j + v * L);
+    }
+  }
+  const bool bias_first = !rounds && g.bias != nullptr;
+  const T* a = g.a;
+  T* c = g.c + j;
+  for (std::int64_t i = 0; i < g.m; ++i, a += g.a_row, c += g.c_stride) {
+    const V bias = g.bias != nullptr ? hn::Set(d, g.bias[i]) : hn::Zero(d);
+    V factor[K];
+#pragma GCC unroll 4
+    for (int l = 0; l < K; ++l) {
+      factor[l] = hn::Set(d, a[l * g.a_column]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      V total = bias_first ? hn::MulAdd(factor[0], x[0][v], bias) : hn::Mul(factor[0], x[0][v]);
+#pragma GCC unroll 4
+      for (int l = 1; l < K; ++l) {
+        total = hn::MulAdd(factor[l], x[l][v], total);
+      }
+      if constexpr (rounds) {
+        total = rounded(g.rounding, total);
+        if (g.bias != nullptr) {
+          total = rounded(g.rounding, hn::Add(total, bias));
+        }
+      }
+      hn::StoreU(total, d, c + v * L);
+    }
+  }
+}
+
+template <bool rounds, int K, class T>
+HWY_INLINE void shallow(const Gemm<T>& g) {
+  constexpr std::int64_t L = vector_length<T>;
+  std::int64_t j = 0;
+  for (; j + wide * L <= g.n; j += wide * L) {
+    shallow_columns<rounds, K, wide>(g, j);
+  }
+  if (wide > 2 && j + 2 * L <= g.n) {
+    shallow_columns<rounds, K, 2>(g, j);
+    j += 2 * L;
+  }
+  for (; j + L <= g.n; j += L) {
+    shallow_columns<rounds, K, 1>(g, j);
+  }
+}
+
 template <bool rounds, class T>
 HWY_INLINE void gemm_with(const Gemm<T>& g) {
   constexpr std::int64_t L = vector_length<T>;
+  if (!g.accumulate && g.m > 4) {
+    switch (g.k) {
+      case 1:
+        return shallow<rounds, 1>(g);
+      case 2:
+        return shallow<rounds, 2>(g);
+      case 3:
+        return shallow<rounds, 3>(g);
+      default:
+        break;
+    }
+  }
   std::int64_t j = 0;
   for (; j + wide * L <= g.n; j += wide * L) {
     gemm_columns<rounds, wide>(g, j);
@@ -225,8 +295,74 @@ HWY_INLINE void outer_rows(const OuterByLane<T>& o, std::int64_t i) {
   }
 }
 
+// One side has S rows, which stay in registers (N vectors each) while those of the other go by.
+template <int S, int N, class T>
+HWY_INLINE void outer_thin(const T* thin, std::int64_t thin_stride, const T* rows,
+                           std::int64_t stride, std::int64_t count, T* sums,
+                           std::int64_t thin_sums, std::int64_t row_sums) {
+  const Full<T> d;
+  using V = hn::Vec<Full<T>>;
+  constexpr std::int64_t L = vector_length<T>;
+  V x[S][N];
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      x[s][v] = hn::LoadU(d, thin + s * thin_stride + v * L);
+    }
+  }
+  for (std::int64_t i = 0; i < count; ++i, rows += stride, sums += row_sums) {
+    V row[N];
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      row[v] = hn::LoadU(d, rows + v * L);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) {
+      V sum = hn::LoadU(d, sums + s * thin_sums);
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        sum = hn::MulAdd(row[v], x[s][v], sum);
+      }
+      hn::StoreU(sum, d, sums + s * thin_sums);
+    }
+  }
+}
+
+template <int S, class T>
+HWY_INLINE bool outer_thin_for(const T* thin, std::int64_t thin_stride, const T* rows,
+                               std::int64_t stride, std::int64_t count, T* sums,
+                               std::int64_t thin_sums, std::int64_t row_sums, std::int64_t n) {
+  constexpr std::int64_t L = vector_length<T>;
+  if (n == 4 * L) {
+    outer_thin<S, 4>(thin, thin_stride, rows, stride, count, sums, thin_sums, row_sums);
+  } else if (n == 2 * L) {
+    outer_thin<S, 2>(thin, thin_stride, rows, stride, count, sums, thin_sums, row_sums);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+template <class T>
+HWY_INLINE bool thin(const OuterByLane<T>& o) {
+  constexpr std::int64_t lanes = tile_vector;
+  if (o.k == 1 || o.k == 2) {
+    const auto run = o.k == 1 ? outer_thin_for<1, T> : outer_thin_for<2, T>;
+    return run(o.x, o.x_stride, o.g, o.g_stride, o.m, o.sums, lanes, o.k * lanes, o.n);
+  }
+  if (o.m == 1 || o.m == 2) {
+    const auto run = o.m == 1 ? outer_thin_for<1, T> : outer_thin_for<2, T>;
+    return run(o.g, o.g_stride, o.x, o.x_stride, o.k, o.sums, o.k * lanes, lanes, o.n);
+  }
+  return false;
+}
+
 template <class T>
 void outer_by_lane(const OuterByLane<T>& o) {
+  if (thin(o)) {
+    return;
+  }
   std::int64_t i = 0;
   for (; i + 4 <= o.m; i += 4) {
     outer_rows<4>(o, i);

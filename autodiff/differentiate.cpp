@@ -173,8 +173,7 @@ void remove_common_subexpressions(Program& program) {
   std::map<std::pair<DType, double>, ValueId> scalars;
   for (const Constant& c : program.constants) {
     if (c.value.count() == 1 && c.value.shape().rank() == 0) {
-      const auto [found, is_new] =
-          scalars.try_emplace({c.value.dtype(), c.value.item()}, c.id);
+      const auto [found, is_new] = scalars.try_emplace({c.value.dtype(), c.value.item()}, c.id);
       ids[std::size_t(c.id)] = found->second;
     }
   }

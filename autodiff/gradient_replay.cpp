@@ -54,8 +54,8 @@ void GradientReplay::record(std::span<const Tensor> inputs) {
   Derivative derivative = differentiate(program, {&output, 1}, wrt);
   const ValueId seed = derivative.seeds[0];
   const Type seed_type = derivative.program.type(seed);
-  auto replay = std::make_unique<Replay>(
-      std::make_shared<const Program>(std::move(derivative.program)));
+  auto replay =
+      std::make_unique<Replay>(std::make_shared<const Program>(std::move(derivative.program)));
   replay->set(seed, Tensor::full(seed_type.shape, 1.0, seed_type.dtype));
   for (const ValueId id : program.inputs) {  // also leaves that ops have made: times of a solve
     replay->set(id, tape.value(id));
@@ -76,9 +76,8 @@ double GradientReplay::run(std::span<const Tensor> inputs) {
     record(inputs);
   }
   if (inputs.size() != inputs_.size()) {
-    throw_error<ValueError>(
-        "gradient_replay: {} inputs, the first run had {}. Fix: pass the same.", inputs.size(),
-        inputs_.size());
+    throw_error<ValueError>("gradient_replay: {} inputs, the first run had {}. Fix: pass the same.",
+                            inputs.size(), inputs_.size());
   }
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     const Statistics statistics = is_floating(inputs[k].dtype())

@@ -26,8 +26,8 @@ class GradientReplay {
   explicit GradientReplay(Function f, InputGradients inputs_too = InputGradients::yes)
       : function_(std::move(f)), inputs_too_(inputs_too) {}
 
-  // Records with the first inputs. Throws ShapeError or DTypeError for inputs of other types than the
-  // first, ValueError for inputs that are not finite or a captured tensor that has changed,
+  // Records with the first inputs. Throws ShapeError or DTypeError for inputs of other types than
+  // the first, ValueError for inputs that are not finite or a captured tensor that has changed,
   // NumericError when a solve fails.
   double run(std::span<const Tensor> inputs);
   double run(std::initializer_list<Tensor> inputs) {

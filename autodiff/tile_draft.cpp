@@ -20,8 +20,7 @@ std::int32_t TileDraft::add_index(const std::vector<std::int32_t>& index) {
   if (first) {
     return TileOperand::first;
   }
-  const auto [found, is_new] =
-      known_index_.try_emplace(index, std::int32_t(plan_.index.size()));
+  const auto [found, is_new] = known_index_.try_emplace(index, std::int32_t(plan_.index.size()));
   if (is_new) {
     plan_.index.insert(plan_.index.end(), index.begin(), index.end());
   }
@@ -57,8 +56,7 @@ void TileDraft::remove_dead() {
     std::vector<TileInstruction> live;
     for (std::size_t n = list->size(); n-- > 0;) {
       TileInstruction& i = (*list)[n];
-      const bool wanted =
-          i.out.space == TileSpace::sums || needed[std::size_t(i.out.offset)];
+      const bool wanted = i.out.space == TileSpace::sums || needed[std::size_t(i.out.offset)];
       if (wanted) {
         for_each_operand(i, [&](TileOperand& x) { needed[std::size_t(x.ref.offset)] = true; });
         live.push_back(i);
@@ -254,9 +252,8 @@ void TileDraft::place() {
     }
   }
   for (TileInstruction& i : plan.backward) {
-    for_each_operand(i, [&](TileOperand& x) {
-      storage(x.ref).kept |= forward_made[std::size_t(x.ref.offset)];
-    });
+    for_each_operand(
+        i, [&](TileOperand& x) { storage(x.ref).kept |= forward_made[std::size_t(x.ref.offset)]; });
   }
   for (const TilePort& port : plan.rows_bar) {  // an input's cotangent may be a forward value
     if (is_rows(port.ref)) {
@@ -383,9 +380,8 @@ void TileDraft::finish() {
     plan.narrow_cotangents |= facts(seed.dtype).p < facts(DType::f32).p;
   }
   if (plan.narrow_cotangents) {
-    std::stable_partition(
-        plan.backward.begin(), plan.backward.end(),
-        [](const TileInstruction& i) { return i.out.space != TileSpace::sums; });
+    std::stable_partition(plan.backward.begin(), plan.backward.end(),
+                          [](const TileInstruction& i) { return i.out.space != TileSpace::sums; });
   } else {
     sink_sums(plan.backward);
   }
@@ -396,8 +392,8 @@ void TileDraft::finish() {
   // Accumulators that are targets get memory, in units of whole vectors.
   for (TileSum& sum : plan.sums) {
     sum.offset = plan.sum_numbers;
-    plan.sum_numbers += sum.by_lane ? sum.elements * tile_vector
-                                    : sum.elements / sum.columns * sum.stride;
+    plan.sum_numbers +=
+        sum.by_lane ? sum.elements * tile_vector : sum.elements / sum.columns * sum.stride;
   }
 }
 

@@ -1,5 +1,5 @@
-// Internal to the tile planner: a plan whose rows still have a storage for each value. References to
-// rows are TileSpace::scratch with the number of a storage, until finish() places them.
+// Internal to the tile planner: a plan whose rows still have a storage for each value. References
+// to rows are TileSpace::scratch with the number of a storage, until finish() places them.
 #pragma once
 
 #include <cstdint>

@@ -49,9 +49,9 @@ std::vector<std::int32_t> broadcast_index(const Shape& from, const Shape& to) {
 struct Value {
   enum class Kind { unknown, table, rows, product, sums };
   Kind kind = Kind::unknown;
-  Shape shape;       // of the numbers a row has, or of the table
-  TileRef ref;       // rows: scratch with the number of its storage, until storage is placed
-  int deferred = -1;         // product: into Planner::deferred_
+  Shape shape;        // of the numbers a row has, or of the table
+  TileRef ref;        // rows: scratch with the number of its storage, until storage is placed
+  int deferred = -1;  // product: into Planner::deferred_
   std::vector<int> parts{};  // sums: what is added up, into Planner::parts_
 };
 
@@ -221,16 +221,16 @@ class Planner {
     result_.plan.times = time_offset;
     for (const Constant& c : p.constants) {
       const Shape& shape = c.value.shape();
-      const bool used = std::any_of(
-          p.instructions.begin(), p.instructions.end(), [&](const Instruction& i) {
+      const bool used =
+          std::any_of(p.instructions.begin(), p.instructions.end(), [&](const Instruction& i) {
             const auto in = p.inputs_of(i);
             return std::find(in.begin(), in.end(), c.id) != in.end();
           });
       if (!used || !(is_floating(c.value.dtype()) || c.value.dtype() == DType::boolean)) {
         continue;
       }
-      const bool weights = std::any_of(
-          p.instructions.begin(), p.instructions.end(), [&](const Instruction& i) {
+      const bool weights =
+          std::any_of(p.instructions.begin(), p.instructions.end(), [&](const Instruction& i) {
             const auto in = p.inputs_of(i);
             return i.op == &ops::matmul() && std::find(in.begin(), in.end(), c.id) != in.end();
           });
@@ -334,8 +334,7 @@ class Planner {
     sum.target_offset = table.offset;
     for (const int part : parts) {
       summed_.push_back(parts_[std::size_t(part)]);
-      summed_.back().instruction.out = {TileSpace::sums,
-                                        std::int32_t(result_.plan.sums.size())};
+      summed_.back().instruction.out = {TileSpace::sums, std::int32_t(result_.plan.sums.size())};
     }
     result_.plan.sums.push_back(sum);
   }
@@ -356,8 +355,13 @@ class Planner {
         // out(m, n) = sum_k x(m, k) z(k, n) by row becomes sums(m, n) += sum_k x(m, k) z(k, n).
         TileInstruction outer = d.product;
         outer.kind = TileInstruction::Kind::outer;
-        outer.loops = {1, l.m, l.k, l.n, {0, l.out[1], l.out[2]},
-                       {0, l.lhs[1], l.lhs[2]}, {0, l.rhs[2], l.rhs[1]}};
+        outer.loops = {1,
+                       l.m,
+                       l.k,
+                       l.n,
+                       {0, l.out[1], l.out[2]},
+                       {0, l.lhs[1], l.lhs[2]},
+                       {0, l.rhs[2], l.rhs[1]}};
         return add_part(outer);
       }
     }
@@ -562,9 +566,8 @@ class Planner {
     i.dtype = type(y).dtype;
     i.operands = 2;
     const auto s = [](std::int64_t n) { return std::int32_t(n); };
-    const bool over_rows =
-        request_.rows > 0 &&
-        ((tl && shape_l.rank() == 2 && !table_l) || (shape_r.rank() == 2 && !table_r));
+    const bool over_rows = request_.rows > 0 && ((tl && shape_l.rank() == 2 && !table_l) ||
+                                                 (shape_r.rank() == 2 && !table_r));
     if (over_rows) {
       if (table_l || table_r || !tl || tr || shape_l.rank() != 2 || shape_r.rank() != 2) {
         reject("a matmul of {} and {} mixes rows", shape_l, shape_r);
@@ -574,8 +577,9 @@ class Planner {
       i.kind = TileInstruction::Kind::outer;
       i.in[0].ref = rows_value(in[0]).ref;
       i.in[1].ref = rows_value(in[1]).ref;
-      i.loops = {s(g.rows), s(g.columns), 1, s(x.columns), {0, s(x.columns), 1},
-                 {s(g.columns), 1, 0}, {s(x.columns), 1, 0}};
+      i.loops = {s(g.rows),           s(g.columns),         1,
+                 s(x.columns),        {0, s(x.columns), 1}, {s(g.columns), 1, 0},
+                 {s(x.columns), 1, 0}};
       value(y) = {Value::Kind::sums, type(y).shape, {}, -1, add_part(i)};
       return;
     }
@@ -619,8 +623,13 @@ class Planner {
       const std::int64_t m = tl ? shape_l[1] : shape_l[0];
       i.in[0].ref = value(in[0]).ref;
       i.in[1].ref = rows_value(in[1]).ref;
-      i.loops = {s(x.groups), s(m), s(n), s(k), {s(m * n), s(n), 1},
-                 {0, tl ? 1 : s(k), tl ? s(m) : 1}, {s(k * n), tr ? 1 : s(n), tr ? s(k) : 1}};
+      i.loops = {s(x.groups),
+                 s(m),
+                 s(n),
+                 s(k),
+                 {s(m * n), s(n), 1},
+                 {0, tl ? 1 : s(k), tl ? s(m) : 1},
+                 {s(k * n), tr ? 1 : s(n), tr ? s(k) : 1}};
     } else {
       const Matrices l = matrices(in[0]);
       const Matrices r = matrices(in[1]);
@@ -633,7 +642,11 @@ class Planner {
       i.kind = TileInstruction::Kind::product;
       i.in[0].ref = rows_value(in[0]).ref;
       i.in[1].ref = rows_value(in[1]).ref;
-      i.loops = {s(l.groups), s(m), s(n), s(k), {s(m * n), s(n), 1},
+      i.loops = {s(l.groups),
+                 s(m),
+                 s(n),
+                 s(k),
+                 {s(m * n), s(n), 1},
                  {s(m * k), tl ? 1 : s(k), tl ? s(m) : 1},
                  {s(k * n), tr ? 1 : s(n), tr ? s(k) : 1}};
       i.count = std::int32_t(out_shape.count());
@@ -680,7 +693,10 @@ class Planner {
       const Shape result_row = from[0] == request_.rows ? kept.tail(1) : kept;
       const auto index = broadcast_index(result_row, in_row);
       const bool plain = scale == 1.0 && add_index(index) == TileOperand::same;
-      value(y) = {Value::Kind::sums, type(y).shape, {}, -1,
+      value(y) = {Value::Kind::sums,
+                  type(y).shape,
+                  {},
+                  -1,
                   plain ? sum_over_rows(x) : add_part(row_sum(rows_value(x), index, scale))};
       return;
     }
@@ -725,8 +741,8 @@ class Planner {
     std::int32_t outer, length, inner;
   };
 
-  void emit_fold(Reduction kind, const Value& out, const Value& in, const Fold& fold,
-                 double scale, DType dtype) {
+  void emit_fold(Reduction kind, const Value& out, const Value& in, const Fold& fold, double scale,
+                 DType dtype) {
     TileInstruction i;
     i.kind = TileInstruction::Kind::fold;
     i.reduction = kind;
@@ -802,7 +818,8 @@ class Planner {
                          ValueId y) {
     const Shape& shape = type(y).shape;
     const int first = request_.rows == 0 ? 0 : 1;  // axis 0 must stay whole and in place
-    if (!has_rows(shape) || (first == 1 && (shape.rank() == 0 || shape[0] != type(in[0]).shape[0]))) {
+    if (!has_rows(shape) ||
+        (first == 1 && (shape.rank() == 0 || shape[0] != type(in[0]).shape[0]))) {
       reject("op '{}' changes the row axis", op.name);
     }
     if ((&op == &ops::concatenate() && a.axis < first) ||

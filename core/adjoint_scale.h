@@ -72,7 +72,7 @@ class AdjointScale {
  private:
   int exponent_for(double magnitude, int headroom) const;
   void move_to(int exponent);  // within floor and ceiling
-  void aim();  // back to the target, if the values of this step have left it
+  void aim();                  // back to the target, if the values of this step have left it
 
   Scaling scaling_;
   double max_;  // largest finite value of L

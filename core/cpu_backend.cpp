@@ -1,3 +1,7 @@
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -22,10 +26,17 @@ void require_index(const char* op, std::int64_t index, std::int64_t size) {
 class CpuBackend final : public Backend {
  public:
   void* allocate(std::int64_t bytes) override {
-    constexpr std::size_t alignment = 64;
+    constexpr std::size_t line = 64, huge_page = std::size_t(2) << 20;
+    const std::size_t alignment = std::size_t(bytes) >= 2 * huge_page ? huge_page : line;
     const std::size_t rounded =
         (std::size_t(bytes) + alignment) / alignment * alignment;  // never 0
-    return std::aligned_alloc(alignment, rounded);
+    void* data = std::aligned_alloc(alignment, rounded);
+#ifdef __linux__
+    if (alignment == huge_page && data != nullptr) {
+      madvise(data, rounded, MADV_HUGEPAGE);  // a wish: fewer address translations
+    }
+#endif
+    return data;
   }
   void free(void* data, std::int64_t) override { std::free(data); }
   void copy(void* dst, const void* src, std::int64_t bytes) override {

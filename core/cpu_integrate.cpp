@@ -80,8 +80,8 @@ struct Rows {
     }
   }
   // Lanes without a row have no cotangent.
-  void load_cotangent(ConstArray from, std::int64_t first, std::int64_t rows,
-                      std::int64_t elements, T* to) const {
+  void load_cotangent(ConstArray from, std::int64_t first, std::int64_t rows, std::int64_t elements,
+                      T* to) const {
     load(from, first, rows, elements, to);
     for (std::int64_t e = 0; e < elements; ++e) {
       std::fill(to + e * lanes + rows, to + (e + 1) * lanes, T(0));
@@ -143,9 +143,9 @@ class Worker {
     for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
       in_rows().load(run.state[c], first, rows, n, y_ + at);
     });
-    auto next_saved = std::size_t(
-        std::lower_bound(plan_.saved.begin(), plan_.saved.end(), stretch.first) -
-        plan_.saved.begin());
+    auto next_saved =
+        std::size_t(std::lower_bound(plan_.saved.begin(), plan_.saved.end(), stretch.first) -
+                    plan_.saved.begin());
     const auto save = [&](int point) {
       if (next_saved < plan_.saved.size() && plan_.saved[next_saved] == point) {
         for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
@@ -215,9 +215,8 @@ class Worker {
           std::fill_n(loss_ + at, n * lanes_, T(0));
           return;
         }
-        in_rows().load_cotangent(run.saved_bar[c],
-                                 std::int64_t(next_saved) * plan_.rows + first, rows, n,
-                                 loss_ + at);
+        in_rows().load_cotangent(run.saved_bar[c], std::int64_t(next_saved) * plan_.rows + first,
+                                 rows, n, loss_ + at);
       });
       return true;
     };
@@ -314,8 +313,7 @@ class Worker {
     k_.combine(out, coefficients_.data(), sources_.data(), terms, n * lanes_);
   }
 
-  void begin(const Stretch& stretch, ConstArray parameters, std::int64_t first,
-             std::int64_t rows) {
+  void begin(const Stretch& stretch, ConstArray parameters, std::int64_t first, std::int64_t rows) {
     stretch_ = &stretch;
     m_.parameter = static_cast<const T*>(parameters.data);
     for (std::size_t p = 0; p < v_.rows_constant.size(); ++p) {
@@ -358,8 +356,8 @@ class Worker {
       run_tile<T>(v_, v_.forward, m_, nullptr);
       // The new state, and <k, u> in the backward pass, show every slope that has a weight.
       for (std::size_t c = 0; plan_.b[std::size_t(s)] == 0 && c < plan_.components.size(); ++c) {
-        finite = finite && std::isfinite(k_.largest(slope(s, c),
-                                                    plan_.components[c].elements * lanes_));
+        finite =
+            finite && std::isfinite(k_.largest(slope(s, c), plan_.components[c].elements * lanes_));
       }
     }
     return finite;
@@ -467,8 +465,8 @@ class Worker {
     return std::isfinite(g);
   }
 
-  // Where cotangents can overflow, sums over rows come last (TilePlan::backward), so that a VJP done
-  // again has nothing to undo.
+  // Where cotangents can overflow, sums over rows come last (TilePlan::backward), so that a VJP
+  // done again has nothing to undo.
   std::span<const TileInstruction> sum_instructions() const {
     const auto is_sum = [](const TileInstruction& i) { return i.out.space == TileSpace::sums; };
     const auto first = std::find_if(v_.backward.begin(), v_.backward.end(), is_sum);
@@ -630,11 +628,11 @@ class CpuIntegrator {
     const int length = stretch.last - stretch.first;
     begin_sums(length, run.times_bar.count);
     run.scales.resize(std::size_t(tiling_.tiles), AdjointScale(plan_.scaling, plan_.compute));
-    const bool good = for_each_tile(true, [&](std::int64_t group, Worker<T>& worker,
-                                              std::int64_t t) {
-      return worker.backward(stretch, run, tiling_.first_row(t), tiling_.rows_in(t),
-                             run.scales[std::size_t(t)], sums_[std::size_t(group)]);
-    });
+    const bool good =
+        for_each_tile(true, [&](std::int64_t group, Worker<T>& worker, std::int64_t t) {
+          return worker.backward(stretch, run, tiling_.first_row(t), tiling_.rows_in(t),
+                                 run.scales[std::size_t(t)], sums_[std::size_t(group)]);
+        });
     if (!good) {
       return false;
     }
@@ -660,17 +658,17 @@ class CpuIntegrator {
       }
       run.vjps += s.vjps;
     }
-    return std::isfinite(std::accumulate(
-        parameters_bar, parameters_bar + run.parameters_bar.count, T(0),
-        [](T all, T x) { return std::isfinite(x) ? all : x; }));
+    return std::isfinite(std::accumulate(parameters_bar, parameters_bar + run.parameters_bar.count,
+                                         T(0),
+                                         [](T all, T x) { return std::isfinite(x) ? all : x; }));
   }
 
  private:
   // body(group, worker, tile): groups run on threads, each thread with a worker of its own.
   template <class Body>
   bool for_each_tile(bool backward, Body&& body) {
-    const int workers = int(std::max<std::int64_t>(1, std::min<std::int64_t>(
-                                                          threads(), tiling_.groups)));
+    const int workers =
+        int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads(), tiling_.groups)));
     auto& worker = workers_[backward];  // allocated here: nothing throws in a thread
     while (int(worker.size()) < workers) {
       worker.push_back(std::make_unique<Worker<T>>(plan_, tiling_.lanes, backward));
@@ -836,9 +834,7 @@ bool Integrator::backward(const Stretch& stretch, BackwardRun& run) {
 struct RowsEvaluator::Impl {
   std::optional<cpu::CpuRows<float>> f32;
   std::optional<cpu::CpuRows<double>> f64;
-  void run(RowsRun& run, bool backward) {
-    f64 ? f64->run(run, backward) : f32->run(run, backward);
-  }
+  void run(RowsRun& run, bool backward) { f64 ? f64->run(run, backward) : f32->run(run, backward); }
 };
 
 RowsEvaluator::RowsEvaluator(const TilePlan& plan, DType arithmetic)

@@ -85,8 +85,8 @@ MapKernel<T> map_kernel(MapCode code);
 template <class T>  // the part of it that runs on vectors: values and pullbacks
 MapKernel<T> first_order_kernel(MapCode code);
 
-// The same on [elements, lanes] arrays (core/tile_plan.h), with operands that broadcast: element e of
-// the result reads element index[e], or e * step without an index, of the operand.
+// The same on [elements, lanes] arrays (core/tile_plan.h), with operands that broadcast: element e
+// of the result reads element index[e], or e * step without an index, of the operand.
 template <class T>
 struct LaneOperand {
   const T* data = nullptr;

@@ -1,13 +1,16 @@
 #include "halftape/core/cpu_lanes.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "halftape/core/cpu_lanes.cpp"
-#include "halftape/core/simd_targets.h"
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
-
 #include <algorithm>
 #include <cmath>
+
+#include "halftape/core/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "halftape/core/cpu_lanes.cpp"
+//
+#include <hwy/foreach_target.h>
+//
+#include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
 namespace halftape::cpu::HWY_NAMESPACE {
@@ -45,8 +48,8 @@ HWY_INLINE V rounded([[maybe_unused]] LaneRounding rounding, V x) {
 // Registers: AVX-512 has 32, so a block of 6 x 4 vectors of sums fits; others have 16.
 constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
 
-// Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since an
-// addition takes some cycles to arrive.
+// Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since
+// an addition takes some cycles to arrive.
 template <bool rounds, int M, int N, class T>
 HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i, std::int64_t j) {
   const Full<T> d;
@@ -298,8 +301,8 @@ HWY_INLINE void outer_rows(const OuterByLane<T>& o, std::int64_t i) {
 // One side has S rows, which stay in registers (N vectors each) while those of the other go by.
 template <int S, int N, class T>
 HWY_INLINE void outer_thin(const T* thin, std::int64_t thin_stride, const T* rows,
-                           std::int64_t stride, std::int64_t count, T* sums,
-                           std::int64_t thin_sums, std::int64_t row_sums) {
+                           std::int64_t stride, std::int64_t count, T* sums, std::int64_t thin_sums,
+                           std::int64_t row_sums) {
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
   constexpr std::int64_t L = vector_length<T>;
@@ -523,8 +526,8 @@ T largest(const T* x, std::int64_t n) {
   const auto magnitude = hn::Set(bits, ~hwy::MakeUnsigned<T>(0) >> 1);
   auto most = hn::Zero(ordered);
   for (std::int64_t i = 0; i < n; i += vector_length<T>) {
-    most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, hn::LoadU(d, x + i)),
-                                                      magnitude)));
+    most = hn::Max(
+        most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, hn::LoadU(d, x + i)), magnitude)));
   }
   return hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most)));
 }
@@ -548,9 +551,13 @@ double dot(const T* x, const T* y, std::int64_t n) {
 
 template <class T>
 LaneKernels<T> kernels() {
-  return {gemm<T>,          outer_by_lane<T>, transpose<T>, combine<T>,      multiply_add<T>, add<T>,
-          sum<T>,           add_by_lane<T>,   flush<T>,     flush_by_lane<T>, round<T>,         largest<T>,      dot<T>,
-          HWY_TARGET != HWY_SCALAR && std::is_same_v<T, float>};
+  return {gemm<T>,         outer_by_lane<T>,
+          transpose<T>,    combine<T>,
+          multiply_add<T>, add<T>,
+          sum<T>,          add_by_lane<T>,
+          flush<T>,        flush_by_lane<T>,
+          round<T>,        largest<T>,
+          dot<T>,          HWY_TARGET != HWY_SCALAR && std::is_same_v<T, float>};
 }
 
 const LaneKernels<float>& kernels_f32() {

@@ -1,6 +1,6 @@
 // Internal to the CPU backend: vector kernels on values stored as [elements, lanes], one row of the
-// batch per lane, chosen at run time for the machine. T is float or double; lengths are multiples of
-// tile_vector numbers and arrays are 64-byte aligned.
+// batch per lane, chosen at run time for the machine. T is float or double; lengths are multiples
+// of tile_vector numbers and arrays are 64-byte aligned.
 #pragma once
 
 #include <cstdint>

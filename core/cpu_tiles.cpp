@@ -49,7 +49,7 @@ class Tile {
 
   // What vectors are rounded to in registers, if they are.
   LaneRounding in_registers(DType dtype) const {
-    return !k_.rounds              ? LaneRounding::none
+    return !k_.rounds             ? LaneRounding::none
            : dtype == DType::f16  ? LaneRounding::f16
            : dtype == DType::bf16 ? LaneRounding::bf16
                                   : LaneRounding::none;
@@ -64,8 +64,7 @@ class Tile {
 
   // Results below T's own format are rounded to it, and looked at.
   void finish(DType dtype, T* out, std::int64_t n) {
-    if (dtype == dtype_of<T> || dtype == DType::boolean ||
-        facts(dtype).p >= facts(dtype_of<T>).p) {
+    if (dtype == dtype_of<T> || dtype == DType::boolean || facts(dtype).p >= facts(dtype_of<T>).p) {
       return;
     }
     const LaneRounding rounding = in_registers(dtype);
@@ -237,8 +236,7 @@ class Tile {
         if (from < 0) {
           std::fill_n(out + e * m_.lanes, m_.lanes, T(0));
         } else {
-          std::copy_n(m_.at(in.ref) + (from + i.in_first) * m_.lanes, m_.lanes,
-                      out + e * m_.lanes);
+          std::copy_n(m_.at(in.ref) + (from + i.in_first) * m_.lanes, m_.lanes, out + e * m_.lanes);
         }
       }
     }
@@ -256,8 +254,8 @@ class Tile {
         const T* gb = g + (b * l.lhs[0] + n * l.lhs[2]) * m_.lanes;
         const T* xb = x + (b * l.rhs[0] + n * l.rhs[2]) * m_.lanes;
         if (sum.by_lane) {
-          k_.outer_by_lane({l.m, l.k, m_.lanes, gb, l.lhs[1] * m_.lanes, xb, l.rhs[1] * m_.lanes,
-                            sums});
+          k_.outer_by_lane(
+              {l.m, l.k, m_.lanes, gb, l.lhs[1] * m_.lanes, xb, l.rhs[1] * m_.lanes, sums});
           continue;
         }
         k_.transpose(xb, l.rhs[1] * m_.lanes, m_.transposed, sum.stride, l.k, m_.lanes);
@@ -302,10 +300,10 @@ class Tile {
     const T* x = m_.at(i.in[0].ref);
     T* out = m_.at(i.out);
     const std::int64_t run = i.inner * m_.lanes;
-    const MapKernel<T> extreme = map_kernel<T>(
-        {std::int16_t(i.reduction == Reduction::max ? scalar_op_index<Max>()
-                                                    : scalar_op_index<Min>()),
-         -1, -1});
+    const MapKernel<T> extreme =
+        map_kernel<T>({std::int16_t(i.reduction == Reduction::max ? scalar_op_index<Max>()
+                                                                  : scalar_op_index<Min>()),
+                       -1, -1});
     for (std::int64_t o = 0; o < i.outer; ++o) {
       T* to = out + o * run;
       const T* from = x + o * i.length * run;

@@ -1,6 +1,7 @@
-// A whole integration over tiles of rows as plain data: the velocity's plan, the Runge-Kutta method,
-// the grid, the stored formats and the scaling policy. A backend runs all steps of a tile, forwards
-// or backwards, while its values stay in cache (DESIGN of the replay: docs/performance.md).
+// A whole integration over tiles of rows as plain data: the velocity's plan, the Runge-Kutta
+// method, the grid, the stored formats and the scaling policy. A backend runs all steps of a tile,
+// forwards or backwards, while its values stay in cache (DESIGN of the replay:
+// docs/performance.md).
 //
 // y: state, k: slope, h: step, a, b, c: Butcher coefficients, i: step, s: stage.
 #pragma once
@@ -28,8 +29,8 @@ struct IntegrationPlan {
   };
   std::vector<Component> components;
   bool restart_from_stored = false;
-  std::vector<double> points;         // t_0 .. t_N
-  std::vector<int> saved;             // points whose state is wanted, increasing
+  std::vector<double> points;            // t_0 .. t_N
+  std::vector<int> saved;                // points whose state is wanted, increasing
   std::vector<Tensor> constants_by_row;  // for TilePlan::rows_constant
   Scaling scaling;
 

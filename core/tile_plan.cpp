@@ -6,7 +6,8 @@ namespace halftape {
 namespace {
 
 std::string text(const TileRef& ref) {
-  constexpr std::array<std::string_view, 6> names{"-", "scratch", "kept", "parameter", "time", "sum"};
+  constexpr std::array<std::string_view, 6> names{"-",         "scratch", "kept",
+                                                  "parameter", "time",    "sum"};
   return ref.space == TileSpace::none
              ? std::string("-")
              : fmt::format("{}[{}]", names[std::size_t(ref.space)], ref.offset);

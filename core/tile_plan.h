@@ -1,9 +1,10 @@
-// A plan for tiles of rows: straight-line code for a program that acts on each row of a batch alone.
+// A plan for tiles of rows: straight-line code for a program that acts on each row of a batch
+// alone.
 //
 // A tile holds some rows of the batch at once, one row per lane: a value with n numbers a row is
-// [n, lanes], so that every instruction is a loop over whole vectors whatever the shapes are. Values
-// that are equal for all rows (parameters, and what depends on the time alone) are tables of single
-// numbers. Plain data: autodiff fills it (autodiff/tile_planner.h), backends read it.
+// [n, lanes], so that every instruction is a loop over whole vectors whatever the shapes are.
+// Values that are equal for all rows (parameters, and what depends on the time alone) are tables of
+// single numbers. Plain data: autodiff fills it (autodiff/tile_planner.h), backends read it.
 #pragma once
 
 #include <array>
@@ -48,28 +49,28 @@ struct TileLoops {
 struct TileInstruction {
   enum class Kind : std::uint8_t { map, copy, gemm, outer, product, fold, sum_rows };
   Kind kind = Kind::map;
-  MapCode code{};                       // map
+  MapCode code{};                        // map
   Reduction reduction = Reduction::sum;  // fold
-  DType dtype = DType::f32;             // what results are rounded to
-  bool fused = false;                   // runs with the instruction before it, panel by panel
-  std::int32_t count = 0;               // elements of the result
+  DType dtype = DType::f32;              // what results are rounded to
+  bool fused = false;                    // runs with the instruction before it, panel by panel
+  std::int32_t count = 0;                // elements of the result
   TileRef out;
   std::array<TileOperand, 5> in{};
   int operands = 0;
-  TileLoops loops{};     // gemm, outer, product
-  TileRef bias{};        // gemm: a table added to the sums, element m; none: nothing is added
+  TileLoops loops{};  // gemm, outer, product
+  TileRef bias{};     // gemm: a table added to the sums, element m; none: nothing is added
   // fold: result (o, i) of elements (o, j, i); sum_rows: accumulator element index(e) += element e.
   std::int32_t outer = 1, length = 1, inner = 1;
   std::int32_t out_first = 0, in_first = 0;  // copy: the elements the stretch begins at
-  double scale = 1.0;  // of a fold or a sum over rows (mean)
+  double scale = 1.0;                        // of a fold or a sum over rows (mean)
 };
 
 // Rows are summed lane by lane while an accumulator is small; lanes meet when it is flushed.
 struct TileSum {
   std::int32_t elements = 0;
-  bool by_lane = false;                   // [elements, tile_vector], else rows of `stride`
-  std::int32_t columns = 1, stride = 1;   // element e at e / columns * stride + e % columns
-  std::int32_t offset = 0;                // in numbers, into the accumulators' memory
+  bool by_lane = false;                     // [elements, tile_vector], else rows of `stride`
+  std::int32_t columns = 1, stride = 1;     // element e at e / columns * stride + e % columns
+  std::int32_t offset = 0;                  // in numbers, into the accumulators' memory
   TileSpace target = TileSpace::parameter;  // whose cotangent this is
   std::int32_t target_offset = 0;           // in that table
 };
@@ -85,18 +86,19 @@ struct TilePlan {
   std::vector<TileInstruction> forward, backward;
   std::vector<std::int32_t> index;
   std::vector<TileSum> sums;
-  std::vector<TilePort> rows_in;  // state components, or the time
+  std::vector<TilePort> rows_in;        // state components, or the time
   std::vector<TilePort> rows_constant;  // captured tensors with a number per row
-  std::vector<TilePort> rows_out; // slopes, or values of the time
-  std::vector<TilePort> seeds;    // cotangents of rows_out
-  std::vector<TilePort> rows_bar; // cotangents of rows_in; TileSpace::none where there is none
-  std::int32_t scratch = 0, kept = 0;          // elements a lane
-  std::int32_t parameters = 0, times = 0;      // elements of the tables
-  std::int32_t sum_numbers = 0;                // of all accumulators
+  std::vector<TilePort> rows_out;       // slopes, or values of the time
+  std::vector<TilePort> seeds;          // cotangents of rows_out
+  std::vector<TilePort> rows_bar;      // cotangents of rows_in; TileSpace::none where there is none
+  std::int32_t scratch = 0, kept = 0;  // elements a lane
+  std::int32_t parameters = 0, times = 0;  // elements of the tables
+  std::int32_t sum_numbers = 0;            // of all accumulators
   bool narrow_cotangents = false;  // some cotangents are rounded below f32: they can overflow
 };
 
-// Lanes an accumulator by lane has, and the unit in which rows are padded: one 64-byte vector of f32.
+// Lanes an accumulator by lane has, and the unit in which rows are padded: one 64-byte vector of
+// f32.
 inline constexpr int tile_vector = 16;
 
 // Text: instructions with fusion groups, buffers, bytes and FLOPs for one tile of `lanes` rows.

@@ -78,7 +78,7 @@ class Optimiser {
   // are; LossScaler and clip_by_global_norm tell of them. Either every parameter is updated or,
   // when this throws, none. Tensors handed out by Parameter::value() keep their values.
   void step(const Gradients& gradients);
-  void step(std::span<const Tensor> gradients);  // in the order of parameters()
+  void step(std::span<const Tensor> gradients);         // in the order of parameters()
   void step(std::span<const Tensor* const> gradients);  // the same; null to skip one
 
   const Parameters& parameters() const { return parameters_; }

@@ -1,5 +1,5 @@
-// A whole training step as one replay: data in, loss, backward, optimiser update. Recorded once, with
-// the first data; from then on nothing is recorded, differentiated or allocated again.
+// A whole training step as one replay: data in, loss, backward, optimiser update. Recorded once,
+// with the first data; from then on nothing is recorded, differentiated or allocated again.
 //
 //   TrainingStep step(optimiser, [&](std::span<const Var> data) {
 //     return mse(ode(data[0], times), data[1]);

@@ -18,8 +18,7 @@ void fill_points(std::span<const double> times, int substeps, std::vector<double
   }
 }
 
-void points_to_times(std::span<const double> point_bar, int substeps,
-                     std::span<double> times_bar) {
+void points_to_times(std::span<const double> point_bar, int substeps, std::span<double> times_bar) {
   std::fill(times_bar.begin(), times_bar.end(), 0.0);
   for (std::size_t p = 0; p < point_bar.size(); ++p) {
     const std::size_t j = p / std::size_t(substeps);

@@ -88,15 +88,14 @@ void execute_odeint(const OpDef&, const Execution& x) {
     report.stored_bytes += tensor->bytes();
   }
   begin_backward(report);
-  report.in_tiles = solve.reason_against_tiles.empty() &&
-                    Solver(solve, x)->forward(x.inputs, saved, stored);
+  report.in_tiles =
+      solve.reason_against_tiles.empty() && Solver(solve, x)->forward(x.inputs, saved, stored);
   if (report.in_tiles) {
     report.evaluations = std::int64_t(solve.steps()) * solve.options.method.stages();
     return;
   }
-  report.tier_reason = solve.reason_against_tiles.empty()
-                           ? not_finite_reason
-                           : solve.reason_against_tiles;
+  report.tier_reason =
+      solve.reason_against_tiles.empty() ? not_finite_reason : solve.reason_against_tiles;
   solve_forward(solve, inputs_of(solve, x.inputs), saved, stored);
 }
 

@@ -65,9 +65,9 @@ enum class GradientMethod : std::uint8_t { replay, backprop, continuous_adjoint,
 // for velocities that branch on values.
 enum class Retrace : std::uint8_t { once, every_call };
 
-// How a solve is run. tiles: all steps for some rows of the batch at a time, their values in cache; for
-// velocities that act on each row alone. interpreter: step by step, instruction by instruction; any
-// velocity. automatic: tiles where they can be used.
+// How a solve is run. tiles: all steps for some rows of the batch at a time, their values in cache;
+// for velocities that act on each row alone. interpreter: step by step, instruction by instruction;
+// any velocity. automatic: tiles where they can be used.
 enum class Tier : std::uint8_t { automatic, interpreter, tiles };
 std::string_view name(Tier tier);
 

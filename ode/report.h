@@ -38,11 +38,11 @@ struct SolveReport {
   int steps = 0;
   std::int64_t evaluations = 0;           // forward: stages computed
   std::int64_t backward_evaluations = 0;  // backward: stages recomputed
-  std::int64_t vjps = 0;                  // backward: stage VJPs, retries included; each tile's count
-  bool in_tiles = false;                  // Tier::tiles, else Tier::interpreter
-  std::string tier_reason;                // why it was not tiles
-  std::int64_t stored_bytes = 0;          // states kept for backward
-  std::vector<LedgerEntry> ledger;        // in the order of the backward pass
+  std::int64_t vjps = 0;            // backward: stage VJPs, retries included; each tile's count
+  bool in_tiles = false;            // Tier::tiles, else Tier::interpreter
+  std::string tier_reason;          // why it was not tiles
+  std::int64_t stored_bytes = 0;    // states kept for backward
+  std::vector<LedgerEntry> ledger;  // in the order of the backward pass
 
   std::int64_t retries() const {
     std::int64_t sum = 0;

@@ -84,13 +84,11 @@ void ScaledVjp::fail(Stage& stage, const Status& where) const {
       "adjoint: non-finite derivative at step {} of {} (t = {}, stage {}) in op '{}' after {} "
       "rescalings, scale 2^{} - {} "
       "inf, {} nan of {}. Fix: {}.",
-      where.step, where.steps, where.t, where.stage, status.op, scale_.retries(),
-      scale_.exponent(),
+      where.step, where.steps, where.t, where.stage, status.op, scale_.retries(), scale_.exponent(),
       fault ? fault->statistics.infinities : 0, fault ? fault->statistics.nans : 0,
       fault ? fault->count : 0,
-      scale_.dynamic()
-          ? "check the velocity's derivative there, or the loss gradient"
-          : "use Scaling::dynamic() or a wider compute dtype");
+      scale_.dynamic() ? "check the velocity's derivative there, or the loss gradient"
+                       : "use Scaling::dynamic() or a wider compute dtype");
   throw NumericError(status.text);
 }
 

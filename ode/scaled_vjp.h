@@ -26,7 +26,7 @@ class ScaledVjp {
 
   const Solve& solve_;
   AdjointScale scale_;
-  double vjp_magnitude_ = 0;        // of the last VJP
+  double vjp_magnitude_ = 0;  // of the last VJP
   std::int64_t vjp_underflows_ = 0;
 };
 

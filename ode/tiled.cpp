@@ -52,7 +52,8 @@ enum class Group : std::uint8_t { shared, by_time, by_row };
 
 class Splitter {
  public:
-  Splitter(const VelocityPlan& plan, std::int64_t rows) : plan_(plan), f_(*plan.forward), rows_(rows) {
+  Splitter(const VelocityPlan& plan, std::int64_t rows)
+      : plan_(plan), f_(*plan.forward), rows_(rows) {
     group_.assign(f_.values.size(), Group::shared);
     group_[std::size_t(plan.t)] = Group::by_time;
     for (const ValueId id : plan.y) {
@@ -505,8 +506,7 @@ bool TiledSolver::backward(std::span<const Tensor* const> operands,
     point_bar_[i] -= run.step_bar[i];
     point_bar_[i + 1] += run.step_bar[i];
   }
-  points_to_times(point_bar_, solve_.options.substeps,
-                  gradients[components]->write<double>());
+  points_to_times(point_bar_, solve_.options.substeps, gradients[components]->write<double>());
   if (!cpu_backend().statistics(*gradients[components]).finite()) {
     return false;
   }

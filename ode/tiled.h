@@ -1,10 +1,10 @@
 // Internal to ode/: solves whose velocity keeps the rows of the batch apart, run tile by tile
 // (core/integration.h).
 //
-// The velocity's program is split by what values depend on. What depends on parameters only runs once
-// a solve, what depends on the time too runs for all distinct stage times of the solve in one batch,
-// and the rest is planned for tiles of rows. The cotangents of what was computed once are summed over
-// all rows and stages before one pullback.
+// The velocity's program is split by what values depend on. What depends on parameters only runs
+// once a solve, what depends on the time too runs for all distinct stage times of the solve in one
+// batch, and the rest is planned for tiles of rows. The cotangents of what was computed once are
+// summed over all rows and stages before one pullback.
 #pragma once
 
 #include <memory>
@@ -21,17 +21,17 @@
 namespace halftape {
 
 struct TiledVelocity {
-  std::int64_t rows = 0;      // of the batch; 1 without a batch axis
-  TiledProgram by_row;        // states -> slopes; tables: shared values
+  std::int64_t rows = 0;  // of the batch; 1 without a batch axis
+  TiledProgram by_row;    // states -> slopes; tables: shared values
   bool has_times = false;
-  TiledProgram by_time;       // the time -> shared values that depend on it
+  TiledProgram by_time;  // the time -> shared values that depend on it
   // Parameters -> shared values: first those of by_row's parameter table, then those of by_time's.
   std::shared_ptr<const Program> shared;
   std::shared_ptr<const Program> shared_vjp;
-  std::vector<ValueId> theta;        // inputs of both
-  std::vector<ValueId> shared_bar;   // seeds of shared_vjp, one per output
-  std::vector<ValueId> theta_bar;    // or no_value
-  std::size_t by_row_outputs = 0;    // how many of shared's outputs belong to by_row
+  std::vector<ValueId> theta;               // inputs of both
+  std::vector<ValueId> shared_bar;          // seeds of shared_vjp, one per output
+  std::vector<ValueId> theta_bar;           // or no_value
+  std::size_t by_row_outputs = 0;           // how many of shared's outputs belong to by_row
   std::vector<std::int32_t> time_elements;  // of each value in by_row's time table
 };
 
@@ -42,8 +42,8 @@ std::shared_ptr<const TiledVelocity> tile_velocity(const VelocityPlan& plan, DTy
 // Why this solve runs step by step; empty: it runs in tiles.
 std::string reason_against_tiles(const Solve& solve);
 
-// Runs one solve, again and again: the first run allocates, later ones do not. Operands are those of
-// the odeint instruction: y0.., times, theta...
+// Runs one solve, again and again: the first run allocates, later ones do not. Operands are those
+// of the odeint instruction: y0.., times, theta...
 class TiledSolver {
  public:
   explicit TiledSolver(const Solve& solve);
@@ -83,9 +83,9 @@ class TiledSolver {
   std::optional<RowsEvaluator> times_;
   std::vector<TimedStretch> stretches_;
   std::span<const Tensor* const> theta_;
-  Tensor row_table_, row_bar_;              // by_row's parameters and their cotangents
-  Tensor time_table_, time_bar_;            // by_time's
-  Tensor t_, t_bar_, table_, table_bar_;    // times of a stretch, and their values as a table
+  Tensor row_table_, row_bar_;            // by_row's parameters and their cotangents
+  Tensor time_table_, time_bar_;          // by_time's
+  Tensor t_, t_bar_, table_, table_bar_;  // times of a stretch, and their values as a table
   std::vector<Tensor> state_, values_;
   ForwardRun forward_run_;
   BackwardRun backward_run_;

@@ -53,10 +53,10 @@ struct VelocityPlan {
   std::vector<ValueId> seeds;             // in vjp, one per component
   std::vector<ValueId> y_bar, theta_bar;  // in vjp, or no_value
   ValueId t_bar = no_value;
-  std::vector<ValueId> low_cotangents;  // in vjp: computed in L, watched for overflow
+  std::vector<ValueId> low_cotangents;         // in vjp: computed in L, watched for overflow
   std::shared_ptr<const TiledVelocity> tiled;  // null where rows meet, for the reason given
   std::string tile_reason;
-  std::vector<Parameter> parameters;    // discovered while recording; after the explicit theta
+  std::vector<Parameter> parameters;  // discovered while recording; after the explicit theta
 };
 
 // What a plan is recorded for.

@@ -39,9 +39,8 @@ TEST_CASE("a replayed step gives the losses and parameters of recording each ste
       const auto replayed = make_ode(Precision::parse(precision));
       Optimiser by_tape(recorded.parameters(), rule);
       Optimiser by_step(replayed.parameters(), rule);
-      TrainingStep step(by_step, [&](std::span<const Var> x) {
-        return mse(replayed(x[0], times), x[1]);
-      });
+      TrainingStep step(by_step,
+                        [&](std::span<const Var> x) { return mse(replayed(x[0], times), x[1]); });
       for (int i = 0; i < 10; ++i) {
         const Tensor y0 = data(std::uint64_t(2 * i), {20, 2});
         const Tensor target = data(std::uint64_t(2 * i + 1), {7, 20, 2});
@@ -67,7 +66,8 @@ TEST_CASE("from the second replay on a step allocates nothing") {
     CAPTURE(precision);
     const auto ode = make_ode(Precision::parse(precision));
     Optimiser optimiser(ode.parameters(), Adam{.learning_rate = 1e-2});
-    TrainingStep step(optimiser, [&](std::span<const Var> x) { return mse(ode(x[0], times), x[1]); });
+    TrainingStep step(optimiser,
+                      [&](std::span<const Var> x) { return mse(ode(x[0], times), x[1]); });
     const std::vector<Tensor> batches[] = {{data(1, {20, 2}), data(2, {7, 20, 2})},
                                            {data(3, {20, 2}), data(4, {7, 20, 2})}};
     for (int i = 0; i < 3; ++i) {  // records, replays, and fills the optimiser's second room
@@ -87,9 +87,9 @@ TEST_CASE("a step that fails leaves the parameters as they were, and the next on
   const auto ode = make_ode(Precision::parse("f32"));
   Optimiser optimiser(ode.parameters(), Sgd{.learning_rate = 1e-2});
   TrainingStep step(optimiser, [&](std::span<const Var> x) { return mse(ode(x[0], times), x[1]); });
-  CHECK_THROWS_WITH_AS(
-      step.program(), "gradient_replay: nothing is recorded yet. Fix: run it with inputs first.",
-      ValueError);
+  CHECK_THROWS_WITH_AS(step.program(),
+                       "gradient_replay: nothing is recorded yet. Fix: run it with inputs first.",
+                       ValueError);
   const Tensor y0 = data(1, {4, 2});
   const Tensor target = data(2, {7, 4, 2});
   const double first = step({y0, target});
@@ -104,9 +104,9 @@ TEST_CASE("a step that fails leaves the parameters as they were, and the next on
                        "replay: input 'input0' has shape [5, 2], recorded as [4, 2]. Fix: record "
                        "again for the new shape.",
                        ShapeError);
-  CHECK_THROWS_WITH_AS(
-      step({y0}), "gradient_replay: 1 inputs, the first run had 2. Fix: pass the same.",
-      ValueError);
+  CHECK_THROWS_WITH_AS(step({y0}),
+                       "gradient_replay: 1 inputs, the first run had 2. Fix: pass the same.",
+                       ValueError);
   CHECK(ode.parameters()[0].value().to_vector() == before.to_vector());
   CHECK(step({y0, target}) < first);
 }

@@ -562,8 +562,8 @@ TEST_CASE("a shared value used twice, and two with one cotangent, get their sums
   };
   for (std::size_t k = 0; k < velocities.size(); ++k) {
     CAPTURE(k);
-    Problem problem{velocities[k], {{"y", p({33, 3}, 1)}}, {0, 0.2, 0.5},
-                    {p({3, 3}, 2), p({3}, 3), p({3}, 4)}};
+    Problem problem{
+        velocities[k], {{"y", p({33, 3}, 1)}}, {0, 0.2, 0.5}, {p({3, 3}, 2), p({3}, 3), p({3}, 4)}};
     check_tiles(problem, options_for("rk38"));
   }
 }
@@ -571,14 +571,14 @@ TEST_CASE("a shared value used twice, and two with one cotangent, get their sums
 TEST_CASE("logsumexp and softmax within a row run in tiles, over the last axis or another") {
   for (const int axis : {1, 2}) {
     CAPTURE(axis);
-    Problem problem{
-        [axis](const Var&, const State& y, std::span<const Var> w) -> State {
-          const Var scores = matmul(y[0], w[0]);
-          return softmax(scores, axis) * tanh(y[0]) - 0.1 * logsumexp(y[0], {axis}, KeepAxes::yes);
-        },
-        {{"y", test::normal({20, 4, 3}, DType::f64, 5)}},
-        {0, 0.3, 0.5},
-        {test::normal({3, 3}, DType::f64, 6)}};
+    Problem problem{[axis](const Var&, const State& y, std::span<const Var> w) -> State {
+                      const Var scores = matmul(y[0], w[0]);
+                      return softmax(scores, axis) * tanh(y[0]) -
+                             0.1 * logsumexp(y[0], {axis}, KeepAxes::yes);
+                    },
+                    {{"y", test::normal({20, 4, 3}, DType::f64, 5)}},
+                    {0, 0.3, 0.5},
+                    {test::normal({3, 3}, DType::f64, 6)}};
     check_tiles(problem, options_for("rk4"));
   }
 }

@@ -450,37 +450,49 @@ def main():
             output = subprocess.check_output([arguments.ceilings, "--threads", str(threads)])
             ceilings[threads] = json.loads(output)
             run.say(f"  ceilings: {output.decode().strip()}")
-        rows = []
+        rows, sweeps = [], {}
+
+        def write():  # after each case: what has been measured is kept if the run is ended
+            content = {
+                "schema": 1,
+                "date": time.strftime("%Y-%m-%d"),
+                "command": command,
+                "machine": machine() | {"load_at_start": load},
+                "versions": run.versions
+                | {
+                    "halftape": f"{run.versions['halftape']} ({commit()})",
+                    "python": platform.python_version(),
+                },
+                "ceilings": list(ceilings.values()),
+                "floor": floors.CAPTION,
+                "rows": rows,
+                "sweeps": sweeps,
+                "agreement_f64": run.agreement,
+                "failures": run.failures,
+                "seconds": round(time.monotonic() - start),
+            }
+            report.write(content, arguments.output)
+
+        # Options that name files of this machine are not part of the command a reader repeats.
+        own = ("--worker", "--ceilings", "--libtorch", "--output")
+        words = sys.argv[1:]
+        words = [
+            w for i, w in enumerate(words) if w not in own and (i == 0 or words[i - 1] not in own)
+        ]
+        command = shlex.join(["./dev", "bench", "--peers", *words])
         for name, dtype, peers in selected_rows(arguments):
             rows += run.rows_of(name, dtype, peers, ceilings)
-        sweeps = {}
+            if rows:
+                write()
         for kind in arguments.sweeps:
             sweeps[kind] = run.sweep(kind, ceilings)
+            if rows:
+                write()
         if not rows:
             log = pathlib.Path(folder, "workers.log").read_text()
             print(f"run.py: nothing was measured\n{log[-2000:]}", file=sys.stderr)
             return 2
-    # Options that name files of this machine are not part of the command a reader repeats.
-    own = ("--worker", "--ceilings", "--libtorch", "--output")
-    words = sys.argv[1:]
-    words = [w for i, w in enumerate(words) if w not in own and (i == 0 or words[i - 1] not in own)]
-    run.versions["halftape"] = f"{run.versions['halftape']} ({commit()})"
-    content = {
-        "schema": 1,
-        "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["./dev", "bench", "--peers", *words]),
-        "machine": machine() | {"load_at_start": load},
-        "versions": run.versions | {"python": platform.python_version()},
-        "ceilings": list(ceilings.values()),
-        "floor": floors.CAPTION,
-        "rows": rows,
-        "sweeps": sweeps,
-        "agreement_f64": run.agreement,
-        "failures": run.failures,
-        "seconds": round(time.monotonic() - start),
-    }
-    report.write(content, arguments.output)
-    run.say(f"  {len(rows)} rows in {content['seconds']} s, see {arguments.output}")
+    run.say(f"  {len(rows)} rows in {time.monotonic() - start:.0f} s, see {arguments.output}")
     bad = [a for a in run.agreement if not a["ok"]] + [r for r in rows if not r["accuracy_ok"]]
     return 1 if bad else 0
 

@@ -1,0 +1,81 @@
+// The plan of a small net, as text and as counts worked out by hand.
+#include <doctest/doctest.h>
+
+#include "halftape/autodiff/ops.h"
+#include "halftape/autodiff/tile_planner.h"
+
+namespace {
+
+using namespace halftape;
+
+// y [rows, 2] -> tanh(y W^T + b), W [3, 2]
+Program layer(std::int64_t rows, TileRequest& request) {
+  Tape tape(Tape::Execute::shapes_only);
+  const Var y = tape.leaf(Type{DType::f32, {rows, 2}}, "y", Role::input);
+  const Var w = tape.leaf(Type{DType::f32, {3, 2}}, "w", Role::parameter);
+  const Var b = tape.leaf(Type{DType::f32, {3}}, "b", Role::parameter);
+  const Var k = tanh(matmul(y, w, Transpose::rhs) + b);
+  Program program = tape.program();
+  program.outputs = {k.id()};
+  request.rows = rows;
+  request.row_inputs = {y.id()};
+  request.parameters = {w.id(), b.id()};
+  return program;
+}
+
+}  // namespace
+
+TEST_CASE("a layer is one product with its bias and the tanh behind it; its text says so") {
+  TileRequest request;
+  const Program program = layer(40, request);
+  const TilePlanning planning = plan_tiles(program, request);
+  REQUIRE(planning.tiled);
+  const TilePlan& plan = planning.tiled->plan;
+  REQUIRE(plan.forward.size() == 2);
+  CHECK(plan.forward[0].kind == TileInstruction::Kind::gemm);
+  CHECK(plan.forward[0].bias == TileRef{TileSpace::parameter, 6});
+  CHECK(plan.forward[1].fused);
+  CHECK(plan.parameters == 9);
+  // Kept for the backward pass: y and tanh, but not what tanh was taken of.
+  CHECK(plan.kept == 5);
+  // A product-add each for 3 x 2 weights, and 3 tanh.
+  CHECK(flops_per_row(plan.forward) == 2 * 6 + 3);
+  // tanh's pullback 3, W^T u 12, u y^T 12, sum of u 3.
+  CHECK(flops_per_row(plan.backward) == 3 + 12 + 12 + 3);
+  const std::string text = print(plan, 16);
+  CHECK(text.find("tile of 16 rows: ") == 0);
+  CHECK(text.find("gemm 1x[3x2]x1 + bias") != std::string::npos);
+  CHECK(text.find("  | tanh ") != std::string::npos);
+  CHECK(text.find("  | tanh_pullback0 ") == std::string::npos);  // it begins a group of its own
+  CHECK(text.find("    tanh_pullback0 ") != std::string::npos);
+  CHECK(text.find("outer 1x[3x2]") != std::string::npos);
+  CHECK(text.find("sum_rows") != std::string::npos);
+}
+
+TEST_CASE("a program that mixes rows has no plan, and the reason names the op") {
+  Tape tape(Tape::Execute::shapes_only);
+  const Var y = tape.leaf(Type{DType::f32, {4, 2}}, "y", Role::input);
+  const Var k = y - mean(y, {0}, KeepAxes::yes);
+  Program program = tape.program();
+  program.outputs = {k.id()};
+  TileRequest request;
+  request.rows = 4;
+  request.row_inputs = {y.id()};
+  const TilePlanning planning = plan_tiles(program, request);
+  CHECK(!planning.tiled);
+  CHECK(planning.reason == "op 'sub' works on a sum over rows");
+}
+
+TEST_CASE("common subexpressions are computed once") {
+  Tape tape(Tape::Execute::shapes_only);
+  const Var y = tape.leaf(Type{DType::f32, {4, 2}}, "y", Role::input);
+  const Var k = tanh(y * 2.0) + tanh(y * 2.0);
+  Program program = tape.program();
+  program.outputs = {k.id()};
+  TileRequest request;
+  request.rows = 4;
+  request.row_inputs = {y.id()};
+  const TilePlanning planning = plan_tiles(program, request);
+  REQUIRE(planning.tiled);
+  CHECK(planning.tiled->plan.forward.size() == 3);  // mul, tanh, add
+}

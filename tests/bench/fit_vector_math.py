@@ -54,6 +54,32 @@ half = float(mpmath.log(2) / 2) * 1.0001
 fit("expm1_reduced", expm1_tail, lambda r: np.abs(r) + 1e-9, -half, half, 6)
 # In h = r / 2, of (e^(2h) - 1) / 2: c[k] 2^(k+1)
 fit("tanh", expm1_tail, lambda r: np.abs(r) + 1e-9, -half, half, 5, scale=2.0)
+
+
+def tanh_table():
+    """Rows of the AVX-512 table: 32 intervals by exponent and two more bits of |x| from 2^-4."""
+    rows = np.zeros((7, 32))
+    rows[1] = 1.0  # beyond 9.02 nothing is looked up
+    for i in range(29):
+        begin = 2.0 ** (i // 4 - 4) * (1 + i % 4 / 4)
+        end = min(2.0 ** (i // 4 - 4) * (1 + (i % 4 + 1) / 4), 9.03)
+        begin = begin if i > 0 else 0.0
+        t = (end - begin) / 2 * (1 - np.cos(np.pi * (np.arange(2000) + 0.5) / 2000))
+        f = np.array([float(mpmath.tanh(mpmath.mpf(begin) + mpmath.mpf(v))) for v in t])
+        done = [0.0, 1.0] if i == 0 else []
+        while len(done) < 6:
+            rest = f - sum(c * t**k for k, c in enumerate(done))
+            powers = np.stack([(t / t.max()) ** k for k in range(len(done), 6)], 1)
+            c = lawson(powers, rest, 1 / np.maximum(f, 1e-30), 40)[0] / t.max() ** len(done)
+            done.append(float(np.float32(c)))
+        # The column is what the exponent's and two more bits of 2^-4 (492) and up give modulo 32.
+        rows[:, (492 + i) % 32] = [np.float32(begin), *done]
+    print("tanh_table:")
+    for row in rows:
+        print("  {" + ", ".join(float(v).hex().replace("0000000p", "p") for v in row) + "},")
+
+
+tanh_table()
 root = float(mpmath.sqrt(2))
 fit("log1p_reduced", log1p_tail, lambda f: np.abs(f**3 / np.where(f == 0, 1, np.log1p(f))),
     1 / root - 1 - 1e-6, root - 1 + 1e-6, 8)

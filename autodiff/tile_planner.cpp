@@ -406,10 +406,8 @@ class Planner {
     }
     const ValueId y = out[0];
     bool any_sums = false;
-    bool any_rows = false;
     for (const ValueId id : in) {
       any_sums |= value(id).kind == Value::Kind::sums;
-      any_rows |= value(id).kind == Value::Kind::rows || value(id).kind == Value::Kind::product;
     }
     if (any_sums) {
       return add_after_sum(op, in, y);

@@ -1,7 +1,6 @@
 // A whole integration over tiles of rows as plain data: the velocity's plan, the Runge-Kutta
 // method, the grid, the stored formats and the scaling policy. A backend runs all steps of a tile,
-// forwards or backwards, while its values stay in cache (DESIGN of the replay:
-// docs/performance.md).
+// forwards or backwards, while its values stay in cache (docs/performance.md).
 //
 // y: state, k: slope, h: step, a, b, c: Butcher coefficients, i: step, s: stage.
 #pragma once

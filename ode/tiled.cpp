@@ -154,8 +154,6 @@ class Splitter {
     }
     result->by_row_outputs = to_row.size();
     remove_dead_code(shared.program, shared.program.outputs);
-    // Every output gets a seed, whether or not its dtype can carry one.
-    std::vector<ValueId> differentiable;
     for (const ValueId id : shared.program.outputs) {
       if (!is_floating(shared.program.type(id).dtype)) {
         reason = "a shared value is not floating";

@@ -615,8 +615,6 @@ class CpuIntegrator {
   explicit CpuIntegrator(const IntegrationPlan& plan)
       : plan_(plan), tiling_(plan), sums_(std::size_t(tiling_.groups)) {}
 
-  std::int64_t tiles() const { return tiling_.tiles; }
-
   bool forward(const Stretch& stretch, ForwardRun& run) {
     return for_each_tile(false, [&](std::int64_t, Worker<T>& worker, std::int64_t t) {
       return worker.forward(stretch, run, tiling_.first_row(t), tiling_.rows_in(t));
@@ -819,11 +817,7 @@ struct Integrator::Impl {
 
 Integrator::Integrator(IntegrationPlan plan) : impl_(std::make_unique<Impl>(std::move(plan))) {}
 Integrator::~Integrator() = default;
-const IntegrationPlan& Integrator::plan() const { return impl_->plan; }
 std::vector<double>& Integrator::points() { return impl_->plan.points; }
-std::int64_t Integrator::tiles() const {
-  return impl_->f64 ? impl_->f64->tiles() : impl_->f32->tiles();
-}
 bool Integrator::forward(const Stretch& stretch, ForwardRun& run) {
   return impl_->f64 ? impl_->f64->forward(stretch, run) : impl_->f32->forward(stretch, run);
 }

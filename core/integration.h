@@ -73,9 +73,7 @@ class Integrator {
   Integrator(const Integrator&) = delete;
   Integrator& operator=(const Integrator&) = delete;
 
-  const IntegrationPlan& plan() const;
   std::vector<double>& points();  // to be changed in place: the same number of steps
-  std::int64_t tiles() const;
 
   // False when something was not finite, did not fit or overflowed beyond all retries: outputs are
   // then undefined, and the caller finds out what happened by replaying instruction by instruction.

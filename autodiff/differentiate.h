@@ -33,11 +33,13 @@ class PullbackContext {
   // parameters, time and constants. So sums over a batch are formed in f32 and not rounded to L.
   DType cotangent_dtype(int k) const;
 
-  ValueId emit(const OpDef& op, std::initializer_list<ValueId> inputs, Attributes attributes = {}) {
-    return program_.emit(op, inputs, std::move(attributes));
+  ValueId emit(const OpDef& op, std::initializer_list<ValueId> inputs,
+               const Attributes& attributes = no_attributes) {
+    return program_.emit(op, inputs, attributes);
   }
-  ValueId emit(const OpDef& op, std::span<const ValueId> inputs, Attributes attributes = {}) {
-    return program_.emit(op, inputs, std::move(attributes));
+  ValueId emit(const OpDef& op, std::span<const ValueId> inputs,
+               const Attributes& attributes = no_attributes) {
+    return program_.emit(op, inputs, attributes);
   }
   ValueId constant(double value, DType dtype);
   // Sums a cotangent over the axes along which `shape` was broadcast.
@@ -56,7 +58,7 @@ class PullbackContext {
 };
 
 // The dtype of the cotangent of a value, see PullbackContext::cotangent_dtype.
-DType cotangent_dtype(const ValueInfo& value);
+DType cotangent_dtype(const Program& program, ValueId id);
 
 // Appends the reverse sweep of program's instructions to the program. `seeds` are the cotangents of
 // `outputs`. Returns the cotangent of each of `wrt`, no_value where no output depends on it.

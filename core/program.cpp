@@ -1,5 +1,6 @@
 #include "halftape/core/program.h"
 
+#include <algorithm>
 #include <array>
 
 #include "halftape/core/check.h"
@@ -12,50 +13,116 @@ std::string_view name(Role role) {
   return names[std::size_t(role)];
 }
 
+namespace {
+
+std::size_t mixed(std::size_t h, std::size_t x) { return (h ^ x) * 0x9e3779b97f4a7c15U; }
+std::size_t folded(std::size_t h) { return h ^ h >> 32; }  // the high bits are the mixed ones
+
+std::size_t mixed(std::size_t h, const Shape& shape) {
+  h = mixed(h, std::size_t(shape.rank()));
+  for (const std::int64_t size : shape.sizes()) {
+    h = mixed(h, std::size_t(size));
+  }
+  return h;
+}
+
+}  // namespace
+
+std::size_t hash(const Type& type) { return folded(mixed(std::size_t(type.dtype), type.shape)); }
+
+std::size_t hash(const Attributes& a) {
+  std::size_t h = mixed(std::size_t(a.dtype) << 32 | a.axes, a.shape);
+  for (const std::int64_t offset : a.offsets) {
+    h = mixed(h, std::size_t(offset));
+  }
+  return folded(mixed(h, std::size_t(a.axis) << 32 ^ std::size_t(a.transpose) ^
+                             reinterpret_cast<std::uintptr_t>(a.payload.get())));
+}
+
+const std::string& Program::name(ValueId id) const {
+  static const std::string none;
+  const auto found = std::lower_bound(names.begin(), names.end(), id,
+                                      [](const auto& named, ValueId x) { return named.first < x; });
+  return found != names.end() && found->first == id ? found->second : none;
+}
+
+ValueId Program::add_value(const Type& type, Role role, Dependence dependence, std::string name) {
+  const auto id = ValueId(values.size());
+  values.push_back({types.add(type), role, dependence});
+  if (!name.empty()) {
+    names.emplace_back(id, std::move(name));
+  }
+  return id;
+}
+
 ValueId Program::add_input(const Type& type, Role role, std::string name) {
   constexpr std::array<Dependence, 6> by_role{depends_on::nothing,   depends_on::input,
                                               depends_on::parameter, depends_on::time,
                                               depends_on::nothing,   depends_on::cotangent};
-  values.push_back({type, role, by_role[std::size_t(role)], std::move(name)});
-  const ValueId id = ValueId(values.size()) - 1;
-  inputs.push_back(id);
-  return id;
+  inputs.push_back(add_value(type, role, by_role[std::size_t(role)], std::move(name)));
+  return inputs.back();
 }
 
 ValueId Program::add_constant(const Tensor& value, std::string name, WriteStamp::Watch watch) {
-  values.push_back(
-      {{value.dtype(), value.shape()}, Role::constant, depends_on::nothing, std::move(name)});
-  const ValueId id = ValueId(values.size()) - 1;
+  const ValueId id = add_value({value.dtype(), value.shape()}, Role::constant,
+                               depends_on::nothing, std::move(name));
   constants.push_back({id, value, std::move(watch)});
   return id;
 }
 
-ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, Attributes given) {
+ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attributes& given) {
   if (op.arity >= 0 && in.size() != std::size_t(op.arity)) {
     throw_error<ValueError>("{}: {} operands, need {}. Fix: pass that many.", op.name, in.size(),
                             op.arity);
   }
-  thread_local std::vector<Type> types;
-  thread_local std::vector<Type> results;
-  types.clear();
-  results.clear();
+  const std::int32_t own_attributes = attributes.add(given);
   Dependence dependence = depends_on::nothing;
+  std::size_t h = mixed(reinterpret_cast<std::uintptr_t>(&op), std::size_t(own_attributes));
   for (const ValueId id : in) {
-    types.push_back(type(id));
-    dependence |= info(id).dependence;
+    const ValueInfo& value = values[std::size_t(id)];
+    dependence |= value.dependence;
+    h = mixed(h, std::size_t(value.type));
   }
-  op.infer(op, types, given, results);
+  constexpr std::size_t slots = 256;
+  alike_.resize(slots, -1);
+  std::int32_t& slot = alike_[folded(h) % slots];
+  const auto is_alike = [&](const Instruction& other) {
+    const ValueId* others = operands.data() + other.first_operand;
+    bool same = other.op == &op && other.attributes == own_attributes &&
+                std::size_t(other.input_count) == in.size();
+    for (std::size_t k = 0; same && k < in.size(); ++k) {
+      same = values[std::size_t(others[k])].type == values[std::size_t(in[k])].type;
+    }
+    return same;
+  };
 
-  const auto first_operand = std::int32_t(operands.size());
-  operands.insert(operands.end(), in.begin(), in.end());
+  Instruction instruction{&op, std::int32_t(operands.size()), own_attributes,
+                          std::int16_t(in.size()), 0};
   const auto first_output = ValueId(values.size());
-  for (const Type& result : results) {
-    operands.push_back(ValueId(values.size()));
-    values.push_back({result, Role::intermediate, dependence, {}});
+  if (std::size_t(slot) < instructions.size() && is_alike(instructions[std::size_t(slot)])) {
+    const Instruction& other = instructions[std::size_t(slot)];
+    instruction.output_count = other.output_count;
+    for (std::int16_t k = 0; k < other.output_count; ++k) {
+      const ValueId out = operands[std::size_t(other.first_operand + other.input_count + k)];
+      values.push_back({values[std::size_t(out)].type, Role::intermediate, dependence});
+    }
+  } else {
+    std::vector<Type> given_types, results;
+    for (const ValueId id : in) {
+      given_types.push_back(type(id));
+    }
+    op.infer(op, given_types, given, results);
+    instruction.output_count = std::int16_t(results.size());
+    for (const Type& result : results) {
+      values.push_back({types.add(result), Role::intermediate, dependence});
+    }
+    slot = std::int32_t(instructions.size());
   }
-  attributes.push_back(std::move(given));
-  instructions.push_back({&op, first_operand, std::int16_t(in.size()), std::int16_t(results.size()),
-                          std::int32_t(attributes.size()) - 1});
+  operands.insert(operands.end(), in.begin(), in.end());
+  for (ValueId out = first_output; out < ValueId(values.size()); ++out) {
+    operands.push_back(out);
+  }
+  instructions.push_back(instruction);
   return first_output;
 }
 
@@ -102,8 +169,8 @@ void require_unchanged_constants(const Program& program) {
 namespace {
 
 std::string label(const Program& program, ValueId id) {
-  const ValueInfo& value = program.info(id);
-  return value.name.empty() ? fmt::format("%{}", id) : fmt::format("%{}:{}", id, value.name);
+  const std::string& name = program.name(id);
+  return name.empty() ? fmt::format("%{}", id) : fmt::format("%{}:{}", id, name);
 }
 
 std::string constant_text(const Program& program, ValueId id) {
@@ -127,11 +194,11 @@ std::string labels(const Program& program, std::span<const ValueId> ids) {
 
 std::string print(const Program& program) {
   std::string text;
-  for (std::size_t v = 0; v < program.values.size(); ++v) {
-    const ValueInfo& value = program.values[v];
-    if (value.role != Role::intermediate) {
-      text += fmt::format("{:<44} {} {} {}{}\n", label(program, ValueId(v)), value.type.dtype,
-                          value.type.shape, name(value.role), constant_text(program, ValueId(v)));
+  for (ValueId id = 0; id < ValueId(program.values.size()); ++id) {
+    if (program.role(id) != Role::intermediate) {
+      const Type& type = program.type(id);
+      text += fmt::format("{:<44} {} {} {}{}\n", label(program, id), type.dtype, type.shape,
+                          name(program.role(id)), constant_text(program, id));
     }
   }
   for (const Instruction& instruction : program.instructions) {
@@ -162,20 +229,20 @@ std::string escaped(std::string_view text) {  // for a quoted Graphviz string
 
 std::string graphviz(const Program& program) {
   std::string text = "digraph tape {\n  rankdir=LR;\n  node [shape=box, fontname=\"monospace\"];\n";
-  for (std::size_t v = 0; v < program.values.size(); ++v) {
-    const ValueInfo& value = program.values[v];
-    if (value.role != Role::intermediate) {
+  for (ValueId id = 0; id < ValueId(program.values.size()); ++id) {
+    if (program.role(id) != Role::intermediate) {
+      const Type& type = program.type(id);
       text += fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n",
-                          v, escaped(label(program, ValueId(v))), value.type.dtype,
-                          value.type.shape, name(value.role));
+                          id, escaped(label(program, id)), type.dtype, type.shape,
+                          name(program.role(id)));
     }
   }
   for (const Instruction& instruction : program.instructions) {
     for (const ValueId out : program.outputs_of(instruction)) {
-      const ValueInfo& value = program.info(out);
-      text +=
-          fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out, escaped(label(program, out)),
-                      instruction.op->name, value.type.dtype, value.type.shape, name(value.role));
+      const Type& type = program.type(out);
+      text += fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out,
+                          escaped(label(program, out)), instruction.op->name, type.dtype,
+                          type.shape, name(program.role(out)));
       for (const ValueId in : program.inputs_of(instruction)) {
         text += fmt::format("  v{} -> v{};\n", in, out);
       }

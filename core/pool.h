@@ -1,0 +1,56 @@
+// Distinct items, each kept once: equal items have equal indices. References stay valid as items
+// are added. T has operator== and a function hash(const T&) beside it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+namespace halftape {
+
+template <class T>
+class Pool {
+ public:
+  // The index of an item equal to this one, which is added where there is none.
+  std::int32_t add(const T& item) {
+    if (2 * (items_.size() + 1) > slots_.size()) {
+      grow();
+    }
+    std::int32_t& slot = slot_of(item);
+    if (slot == free) {
+      slot = std::int32_t(items_.size());
+      items_.push_back(item);
+    }
+    return slot;
+  }
+  const T& operator[](std::int32_t index) const { return items_[std::size_t(index)]; }
+  std::size_t size() const { return items_.size(); }
+  auto begin() const { return items_.begin(); }
+  auto end() const { return items_.end(); }
+
+ private:
+  static constexpr std::int32_t free = -1;
+
+  // Where the item stands or belongs: the first of the slots from its hash on that holds it or
+  // nothing. At least half of the slots are free.
+  std::int32_t& slot_of(const T& item) {
+    const std::size_t mask = slots_.size() - 1;
+    std::size_t at = hash(item) & mask;
+    while (slots_[at] != free && !(items_[std::size_t(slots_[at])] == item)) {
+      at = (at + 1) & mask;
+    }
+    return slots_[at];
+  }
+  void grow() {
+    slots_.assign(slots_.empty() ? 16 : 2 * slots_.size(), free);
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      slot_of(items_[i]) = std::int32_t(i);
+    }
+  }
+
+  std::deque<T> items_;
+  std::vector<std::int32_t> slots_;  // indices of items, or free; a power of two of them
+};
+
+}  // namespace halftape

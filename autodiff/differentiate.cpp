@@ -8,29 +8,6 @@
 #include "halftape/core/check.h"
 
 namespace halftape {
-namespace {
-
-bool has_no_gradient(const OpDef& op, std::size_t operand) {
-  return operand < 32 && (op.no_gradient >> operand & 1) != 0;
-}
-
-}  // namespace
-
-bool PullbackContext::wants(int k) const {
-  return wanted_[std::size_t(input(k))] && !has_no_gradient(*instruction_.op, std::size_t(k));
-}
-
-DType cotangent_dtype(const Program& program, ValueId id) {
-  const bool touches_batch =
-      program.dependence(id) & (depends_on::input | depends_on::cotangent);
-  const DType own = program.type(id).dtype;
-  return touches_batch ? own : wider(own, DType::f32);
-}
-
-DType PullbackContext::cotangent_dtype(int k) const {
-  return halftape::cotangent_dtype(program_, input(k));
-}
-
 ValueId PullbackContext::constant(double value, DType dtype) {
   return program_.add_constant(Tensor::scalar(value, dtype), {});
 }
@@ -85,7 +62,7 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
     bool any = false;
     const auto in = program.inputs_of(instruction);
     for (std::size_t k = 0; k < in.size(); ++k) {
-      any |= wanted[std::size_t(in[k])] && !has_no_gradient(*instruction.op, k);
+      any |= wanted[std::size_t(in[k])] && instruction.op->has_gradient(k);
     }
     for (const ValueId id : program.outputs_of(instruction)) {
       if (any && is_floating(program.type(id).dtype)) {
@@ -127,7 +104,12 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
 
 Derivative differentiate(const Program& program, std::span<const ValueId> outputs,
                          std::span<const ValueId> wrt) {
-  Derivative result{program, {}, {}};
+  Derivative result;
+  // Room for what is added, some two instructions for one.
+  result.program.values.reserve(3 * program.values.size());
+  result.program.operands.reserve(4 * program.operands.size());
+  result.program.instructions.reserve(3 * program.instructions.size());
+  result.program = program;
   for (const ValueId id : outputs) {
     const Type type{cotangent_dtype(program, id), program.type(id).shape};
     result.seeds.push_back(result.program.add_input(type, Role::cotangent, "seed"));
@@ -144,7 +126,7 @@ Derivative differentiate(const Program& program, std::span<const ValueId> output
 }
 
 void remove_dead_code(Program& program, std::span<const ValueId> keep) {
-  std::vector<bool> needed(program.values.size());
+  std::vector<char> needed(program.values.size());  // bytes: faster than bits
   for (const ValueId id : keep) {
     needed[std::size_t(id)] = true;
   }

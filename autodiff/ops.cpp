@@ -1,5 +1,7 @@
 #include "halftape/autodiff/ops.h"
 
+#include <array>
+
 #include "halftape/autodiff/op_list.h"
 #include "halftape/core/check.h"
 
@@ -19,8 +21,10 @@ DType Argument::dtype_or(DType fallback) const {
 namespace {
 
 // Puts operands on one tape; plain numbers take the dtype of the first operand that has one.
-std::vector<Var> on_one_tape(std::string_view op,
-                             std::initializer_list<const Argument*> arguments) {
+template <class... Arguments>
+std::array<Var, sizeof...(Arguments)> on_one_tape(std::string_view op,
+                                                  const Arguments&... argument_pack) {
+  const std::array<const Argument*, sizeof...(Arguments)> arguments{&argument_pack...};
   Tape* tape = nullptr;
   for (const Argument* argument : arguments) {
     if (argument->var() != nullptr && tape == nullptr) {
@@ -36,9 +40,9 @@ std::vector<Var> on_one_tape(std::string_view op,
     const DType dtype = argument->dtype_or(DType::boolean);
     number_dtype = number_dtype == DType::boolean ? dtype : number_dtype;
   }
-  std::vector<Var> vars;
-  for (const Argument* argument : arguments) {
-    vars.push_back(argument->on(*tape, number_dtype));
+  std::array<Var, sizeof...(Arguments)> vars;
+  for (std::size_t k = 0; k < vars.size(); ++k) {
+    vars[k] = arguments[k]->on(*tape, number_dtype);
   }
   return vars;
 }
@@ -48,9 +52,9 @@ Var unary(const Var& x) {
   return x.tape().record(ops::elementwise(scalar_op_index<Op>()), {x});
 }
 
-template <class Op>
-Var nary(std::initializer_list<const Argument*> arguments) {
-  const std::vector<Var> vars = on_one_tape(Op::name, arguments);
+template <class Op, class... Arguments>
+Var nary(const Arguments&... arguments) {
+  const auto vars = on_one_tape(Op::name, arguments...);
   return vars[0].tape().record(ops::elementwise(scalar_op_index<Op>()), vars);
 }
 
@@ -64,7 +68,7 @@ Var reduction(const OpDef& op, const Var& x, std::initializer_list<int> axes, Ke
   if (axes.size() == 0) {
     attributes.axes = (1U << x.shape().rank()) - 1;
   }
-  return x.tape().record(op, {x}, std::move(attributes));
+  return x.tape().record(op, {x}, attributes);
 }
 
 }  // namespace
@@ -87,21 +91,21 @@ Var erf(const Var& x) { return unary<Erf>(x); }
 Var gelu(const Var& x) { return unary<Gelu>(x); }
 Var silu(const Var& x) { return unary<Silu>(x); }
 
-Var add(const Argument& a, const Argument& b) { return nary<Add>({&a, &b}); }
-Var sub(const Argument& a, const Argument& b) { return nary<Sub>({&a, &b}); }
-Var mul(const Argument& a, const Argument& b) { return nary<Mul>({&a, &b}); }
-Var div(const Argument& a, const Argument& b) { return nary<Div>({&a, &b}); }
-Var pow(const Argument& a, const Argument& b) { return nary<Pow>({&a, &b}); }
-Var max(const Argument& a, const Argument& b) { return nary<Max>({&a, &b}); }
-Var min(const Argument& a, const Argument& b) { return nary<Min>({&a, &b}); }
-Var less(const Argument& a, const Argument& b) { return nary<Less>({&a, &b}); }
-Var less_equal(const Argument& a, const Argument& b) { return nary<LessEqual>({&a, &b}); }
-Var greater(const Argument& a, const Argument& b) { return nary<Greater>({&a, &b}); }
-Var greater_equal(const Argument& a, const Argument& b) { return nary<GreaterEqual>({&a, &b}); }
-Var equal(const Argument& a, const Argument& b) { return nary<Equal>({&a, &b}); }
-Var not_equal(const Argument& a, const Argument& b) { return nary<NotEqual>({&a, &b}); }
+Var add(const Argument& a, const Argument& b) { return nary<Add>(a, b); }
+Var sub(const Argument& a, const Argument& b) { return nary<Sub>(a, b); }
+Var mul(const Argument& a, const Argument& b) { return nary<Mul>(a, b); }
+Var div(const Argument& a, const Argument& b) { return nary<Div>(a, b); }
+Var pow(const Argument& a, const Argument& b) { return nary<Pow>(a, b); }
+Var max(const Argument& a, const Argument& b) { return nary<Max>(a, b); }
+Var min(const Argument& a, const Argument& b) { return nary<Min>(a, b); }
+Var less(const Argument& a, const Argument& b) { return nary<Less>(a, b); }
+Var less_equal(const Argument& a, const Argument& b) { return nary<LessEqual>(a, b); }
+Var greater(const Argument& a, const Argument& b) { return nary<Greater>(a, b); }
+Var greater_equal(const Argument& a, const Argument& b) { return nary<GreaterEqual>(a, b); }
+Var equal(const Argument& a, const Argument& b) { return nary<Equal>(a, b); }
+Var not_equal(const Argument& a, const Argument& b) { return nary<NotEqual>(a, b); }
 Var clamp(const Argument& x, const Argument& low, const Argument& high) {
-  return nary<Clamp>({&x, &low, &high});
+  return nary<Clamp>(x, low, high);
 }
 
 Var where(const Var& condition, const Argument& a, const Argument& b) {
@@ -111,11 +115,11 @@ Var where(const Var& condition, const Argument& a, const Argument& b) {
         condition.dtype());
   }
   const Argument c(condition);
-  return nary<Where>({&c, &a, &b});
+  return nary<Where>(c, a, b);
 }
 
 Var matmul(const Argument& a, const Argument& b, Transpose transpose) {
-  const std::vector<Var> vars = on_one_tape("matmul", {&a, &b});
+  const auto vars = on_one_tape("matmul", a, b);
   if (vars[0].dtype() != vars[1].dtype()) {
     throw_error<DTypeError>(
         "matmul: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, "
@@ -126,7 +130,7 @@ Var matmul(const Argument& a, const Argument& b, Transpose transpose) {
   Attributes attributes;
   attributes.dtype = vars[0].dtype();
   attributes.transpose = transpose;
-  return vars[0].tape().record(ops::matmul(), vars, std::move(attributes));
+  return vars[0].tape().record(ops::matmul(), vars, attributes);
 }
 
 Var sum(const Var& x, std::initializer_list<int> axes, KeepAxes keep) {
@@ -151,13 +155,13 @@ Var argmax(const Var& x, int axis) { return reduction(ops::argmax(), x, {axis}, 
 Var reshape(const Var& x, const Shape& shape) {
   Attributes attributes;
   attributes.shape = shape;
-  return x.tape().record(ops::reshape(), {x}, std::move(attributes));
+  return x.tape().record(ops::reshape(), {x}, attributes);
 }
 
 Var broadcast_to(const Var& x, const Shape& shape) {
   Attributes attributes;
   attributes.shape = shape;
-  return x.tape().record(ops::broadcast_to(), {x}, std::move(attributes));
+  return x.tape().record(ops::broadcast_to(), {x}, attributes);
 }
 
 Var transpose(const Var& x, std::initializer_list<int> order) {
@@ -172,7 +176,7 @@ Var transpose(const Var& x, std::initializer_list<int> order) {
     attributes.offsets[std::size_t(i)] =
         order.size() == 0 ? rank - 1 - i : normalize_axis("transpose", order.begin()[i], rank);
   }
-  return x.tape().record(ops::transpose(), {x}, std::move(attributes));
+  return x.tape().record(ops::transpose(), {x}, attributes);
 }
 
 Var slice(const Var& x, int axis, std::int64_t begin, std::int64_t end) {
@@ -185,7 +189,7 @@ Var slice(const Var& x, int axis, std::int64_t begin, std::int64_t end) {
   Attributes attributes;
   attributes.offsets[std::size_t(axis)] = begin;
   attributes.shape = x.shape().with(axis, end - begin);
-  return x.tape().record(ops::slice(), {x}, std::move(attributes));
+  return x.tape().record(ops::slice(), {x}, attributes);
 }
 
 Var pad(const Var& x, int axis, std::int64_t front, std::int64_t back) {
@@ -198,7 +202,7 @@ Var pad(const Var& x, int axis, std::int64_t front, std::int64_t back) {
   Attributes attributes;
   attributes.offsets[std::size_t(axis)] = front;
   attributes.shape = x.shape().with(axis, front + x.shape()[axis] + back);
-  return x.tape().record(ops::pad(), {x}, std::move(attributes));
+  return x.tape().record(ops::pad(), {x}, attributes);
 }
 
 Var concatenate(std::span<const Var> parts, int axis) {
@@ -208,7 +212,7 @@ Var concatenate(std::span<const Var> parts, int axis) {
   }
   Attributes attributes;
   attributes.axis = normalize_axis("concatenate", axis, parts[0].shape().rank());
-  return parts[0].tape().record(ops::concatenate(), parts, std::move(attributes));
+  return parts[0].tape().record(ops::concatenate(), parts, attributes);
 }
 
 Var concatenate(std::initializer_list<Var> parts, int axis) {
@@ -219,7 +223,7 @@ Var gather(const Var& x, const Argument& indices, int axis) {
   Attributes attributes;
   attributes.axis = normalize_axis("gather", axis, x.shape().rank());
   return x.tape().record(ops::gather(), {x, indices.on(x.tape(), DType::i64)},
-                         std::move(attributes));
+                         attributes);
 }
 
 Var scatter_add(const Var& updates, const Argument& indices, int axis, const Shape& shape) {
@@ -228,7 +232,7 @@ Var scatter_add(const Var& updates, const Argument& indices, int axis, const Sha
   attributes.shape = shape;
   attributes.dtype = updates.dtype();
   return updates.tape().record(
-      ops::scatter_add(), {updates, indices.on(updates.tape(), DType::i64)}, std::move(attributes));
+      ops::scatter_add(), {updates, indices.on(updates.tape(), DType::i64)}, attributes);
 }
 
 Var stop_gradient(const Var& x) { return x.tape().record(ops::stop_gradient(), {x}); }
@@ -236,7 +240,7 @@ Var stop_gradient(const Var& x) { return x.tape().record(ops::stop_gradient(), {
 Var cast(const Var& x, DType dtype) {
   Attributes attributes;
   attributes.dtype = dtype;
-  return x.tape().record(ops::cast(), {x}, std::move(attributes));
+  return x.tape().record(ops::cast(), {x}, attributes);
 }
 
 }  // namespace halftape

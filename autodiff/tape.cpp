@@ -265,7 +265,7 @@ Gradients Tape::backward(const Var& loss) {
         type.shape);
   }
   const Tensor seed = Tensor::full(type.shape, 1.0, cotangent_dtype(program_, id),
-                                   values_[std::size_t(id)].device());
+                                   value(id).device());
   return backward({&loss, 1}, {&seed, 1});
 }
 

@@ -32,8 +32,8 @@ std::size_t hash(const Type& type) { return folded(mixed(std::size_t(type.dtype)
 
 std::size_t hash(const Attributes& a) {
   std::size_t h = mixed(std::size_t(a.dtype) << 32 | a.axes, a.shape);
-  for (const std::int64_t offset : a.offsets) {
-    h = mixed(h, std::size_t(offset));
+  for (std::size_t k = 0; k < a.offsets.size(); ++k) {
+    h += std::size_t(a.offsets[k]) * (2 * k + 0x9e3779b97f4a7c15U);
   }
   return folded(mixed(h, std::size_t(a.axis) << 32 ^ std::size_t(a.transpose) ^
                              reinterpret_cast<std::uintptr_t>(a.payload.get())));
@@ -75,7 +75,10 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attrib
     throw_error<ValueError>("{}: {} operands, need {}. Fix: pass that many.", op.name, in.size(),
                             op.arity);
   }
-  const std::int32_t own_attributes = attributes.add(given);
+  if (attributes.size() == 0) {
+    attributes.add(no_attributes);
+  }
+  const std::int32_t own_attributes = &given == &no_attributes ? 0 : attributes.add(given);
   Dependence dependence = depends_on::nothing;
   std::size_t h = mixed(reinterpret_cast<std::uintptr_t>(&op), std::size_t(own_attributes));
   for (const ValueId id : in) {
@@ -96,15 +99,10 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attrib
     return same;
   };
 
-  Instruction instruction{&op, std::int32_t(operands.size()), own_attributes,
-                          std::int16_t(in.size()), 0};
   const auto first_output = ValueId(values.size());
   if (std::size_t(slot) < instructions.size() && is_alike(instructions[std::size_t(slot)])) {
-    const Instruction& other = instructions[std::size_t(slot)];
-    instruction.output_count = other.output_count;
-    for (std::int16_t k = 0; k < other.output_count; ++k) {
-      const ValueId out = operands[std::size_t(other.first_operand + other.input_count + k)];
-      values.push_back({values[std::size_t(out)].type, Role::intermediate, dependence});
+    for (const ValueId out : outputs_of(instructions[std::size_t(slot)])) {
+      values.emplace_back(values[std::size_t(out)].type, Role::intermediate, dependence);
     }
   } else {
     std::vector<Type> given_types, results;
@@ -112,17 +110,21 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attrib
       given_types.push_back(type(id));
     }
     op.infer(op, given_types, given, results);
-    instruction.output_count = std::int16_t(results.size());
     for (const Type& result : results) {
-      values.push_back({types.add(result), Role::intermediate, dependence});
+      values.emplace_back(types.add(result), Role::intermediate, dependence);
     }
     slot = std::int32_t(instructions.size());
   }
-  operands.insert(operands.end(), in.begin(), in.end());
+  // Built where it stays: a copy would wait for its parts to be written.
+  instructions.emplace_back(&op, std::int32_t(operands.size()), own_attributes,
+                            std::int16_t(in.size()),
+                            std::int16_t(values.size() - std::size_t(first_output)));
+  for (const ValueId id : in) {
+    operands.push_back(id);
+  }
   for (ValueId out = first_output; out < ValueId(values.size()); ++out) {
     operands.push_back(out);
   }
-  instructions.push_back(instruction);
   return first_output;
 }
 

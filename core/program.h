@@ -58,7 +58,7 @@ struct Attributes {
   std::shared_ptr<const Payload> payload;
   friend bool operator==(const Attributes&, const Attributes&) = default;
 };
-inline const Attributes no_attributes;
+inline const Attributes no_attributes;  // of most instructions
 std::size_t hash(const Attributes& attributes);
 
 struct Execution {
@@ -88,6 +88,10 @@ struct OpDef {
   void (*pullback)(const OpDef&, PullbackContext&) = nullptr;
   bool elementwise = false;
   MapCode map{};  // of an elementwise op
+
+  bool has_gradient(std::size_t operand) const {
+    return operand >= 32 || (no_gradient >> operand & 1) == 0;
+  }
 };
 
 struct Instruction {

@@ -195,8 +195,8 @@ std::shared_ptr<const TiledVelocity> tile_velocity(const VelocityPlan& plan, DTy
   // A small state that is no batch is one row.
   constexpr std::int64_t most = 256;
   std::int64_t numbers = 0;
-  for (const Type& type : f.types) {
-    numbers = std::max(numbers, type.shape.count());
+  for (std::int32_t type = 0; type < f.types.size(); ++type) {
+    numbers = std::max(numbers, f.types[type].shape.count());
   }
   std::string as_one;
   return numbers <= most ? Splitter(plan, 0).run(arithmetic, as_one) : nullptr;

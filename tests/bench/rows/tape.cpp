@@ -293,9 +293,9 @@ constexpr Net e1{20, 50, 10}, e2{1024, 128, 128};
 
 // The training step of a 2 - width - 2 velocity as one replay, loss mean(y^2), SGD.
 struct Replayed {
-  explicit Replayed(const Net& net, const std::string& precision)
+  Replayed(const Net& net, const std::string& precision, Tier tier = Tier::automatic)
       : times(linspace(0, 1, net.steps)),
-        ode(make(net, precision)),
+        ode(make(net, precision, tier)),
         optimiser(ode.parameters(), Sgd{.learning_rate = learning_rate}),
         step(optimiser, [this](std::span<const Var> x) { return mean(square(ode(x[0], times))); }),
         y0(normal({net.rows, 2}, 5)) {}
@@ -303,11 +303,12 @@ struct Replayed {
   Replayed& operator=(const Replayed&) = delete;
 
   static constexpr double learning_rate = 1e-4;
-  static NeuralOde<Mlp> make(const Net& net, const std::string& precision) {
+  static NeuralOde<Mlp> make(const Net& net, const std::string& precision, Tier tier) {
     Random random(4);
     OdeOptions options;
     options.precision = Precision::parse(precision);
     options.save = Save::last();
+    options.tier = tier;
     return NeuralOde(Mlp({2, net.width, 2}, Activation::tanh, random), options);
   }
   double run() { return step({y0}); }
@@ -384,9 +385,9 @@ void replay_allocations(benchmark::State& state, const Net& net, const std::stri
   }
 }
 
-// ratio: replayed over by hand, taking turns.
-void against_by_hand(benchmark::State& state, const Net& net, double target) {
-  Replayed replayed(net, "f32");
+// ratio: replayed over by hand, taking turns; in tiles, or instruction by instruction.
+void against_by_hand(benchmark::State& state, const Net& net, Tier tier, double target) {
+  Replayed replayed(net, "f32", tier);
   MlpByHand hand = by_hand(net, replayed);
   const auto by_replay = [&] { return replayed.run(); };
   const auto by_loop = [&] { return hand.step(float(Replayed::learning_rate)); };
@@ -530,13 +531,16 @@ void add_tape_rows() {
   RegisterBenchmark("T3/E2-S16/f32", replay_allocations, Net{1024, 128, 16}, std::string("f32"))
       ->Unit(benchmark::kMicrosecond);
   RegisterBenchmark("T4", tape_bytes)->Unit(benchmark::kMillisecond);
-  RegisterBenchmark("T5/E1", against_by_hand, e1, 2.0)
-      ->UseManualTime()
-      ->Iterations(20)
-      ->Unit(benchmark::kMillisecond);
-  RegisterBenchmark("T5/E2", against_by_hand, e2, 1.25)
-      ->UseManualTime()
-      ->Unit(benchmark::kMillisecond);
+  for (const auto& [name, tier] :
+       {std::pair("tiles", Tier::automatic), std::pair("interpreter", Tier::interpreter)}) {
+    RegisterBenchmark(fmt::format("T5/E1/{}", name).c_str(), against_by_hand, e1, tier, 2.0)
+        ->UseManualTime()
+        ->Iterations(20)
+        ->Unit(benchmark::kMillisecond);
+    RegisterBenchmark(fmt::format("T5/E2/{}", name).c_str(), against_by_hand, e2, tier, 1.25)
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond);
+  }
   for (const auto& [name, n] :
        {std::pair("L2", std::int64_t{1} << 16), std::pair("memory", std::int64_t{1} << 24)}) {
     for (const auto& [pass, what] :

@@ -47,12 +47,20 @@ void throw_foreign_output(const Program& program, ValueId id) {
       program.type(id).dtype, program.type(id).shape);
 }
 
+// Room for a program and its reverse sweep, some two instructions for one.
+void reserve_sweep(Program& room, const Program& program) {
+  room.values.reserve(3 * program.values.size());
+  room.operands.reserve(4 * program.operands.size());
+  room.instructions.reserve(3 * program.instructions.size());
+}
+
 }  // namespace
 
 std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> outputs,
                                      std::span<const ValueId> seeds, std::span<const ValueId> wrt) {
   const std::size_t value_count = program.values.size();
   const std::size_t instruction_count = program.instructions.size();
+  reserve_sweep(program, program);
 
   std::vector<bool> wanted(value_count);
   for (const ValueId id : wrt) {
@@ -105,10 +113,7 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
 Derivative differentiate(const Program& program, std::span<const ValueId> outputs,
                          std::span<const ValueId> wrt) {
   Derivative result;
-  // Room for what is added, some two instructions for one.
-  result.program.values.reserve(3 * program.values.size());
-  result.program.operands.reserve(4 * program.operands.size());
-  result.program.instructions.reserve(3 * program.instructions.size());
+  reserve_sweep(result.program, program);
   result.program = program;
   for (const ValueId id : outputs) {
     const Type type{cotangent_dtype(program, id), program.type(id).shape};
@@ -130,7 +135,7 @@ void remove_dead_code(Program& program, std::span<const ValueId> keep) {
   for (const ValueId id : keep) {
     needed[std::size_t(id)] = true;
   }
-  std::vector<Instruction>& instructions = program.instructions;
+  List<Instruction>& instructions = program.instructions;
   std::size_t kept = instructions.size();  // those from here on are
   for (std::size_t i = instructions.size(); i-- > 0;) {
     const Instruction instruction = instructions[i];
@@ -142,7 +147,9 @@ void remove_dead_code(Program& program, std::span<const ValueId> keep) {
       for (const ValueId id : program.inputs_of(instruction)) {
         needed[std::size_t(id)] = true;
       }
-      instructions[--kept] = instruction;
+      if (--kept != i) {
+        instructions[kept] = instruction;
+      }
     }
   }
   instructions.erase(instructions.begin(), instructions.begin() + std::ptrdiff_t(kept));
@@ -174,7 +181,7 @@ void remove_common_subexpressions(Program& program) {
       ids[std::size_t(c.id)] = found->second;
     }
   }
-  std::vector<Instruction> kept;
+  List<Instruction> kept;
   for (const Instruction& instruction : program.instructions) {
     for (int k = 0; k < instruction.input_count; ++k) {
       ValueId& id = program.operands[std::size_t(instruction.first_operand + k)];

@@ -34,8 +34,8 @@ class Recording {
   void keep() { kept_ = true; }
 
  private:
-  template <class T>
-  static void cut(std::vector<T>& v, std::size_t size) {
+  template <class V>
+  static void cut(V& v, std::size_t size) {
     v.erase(v.begin() + std::ptrdiff_t(std::min(size, v.size())), v.end());
   }
   Program& program_;
@@ -61,7 +61,7 @@ void Parameter::set_value(const Tensor& value) {
 }
 
 DType Var::dtype() const { return tape().program().type(id_).dtype; }
-Shape Var::shape() const { return tape().program().type(id_).shape; }
+const Shape& Var::shape() const { return tape().program().type(id_).shape; }
 const Tensor& Var::value() const { return tape().value(*this); }
 
 Tape& Var::tape() const {
@@ -208,7 +208,7 @@ void Tape::execute_and_free(std::size_t first_instruction, ValueId first_value,
       }
     }
   };
-  const std::vector<Instruction>& instructions = program_.instructions;
+  const List<Instruction>& instructions = program_.instructions;
   for (std::size_t i = first_instruction; i < instructions.size(); ++i) {
     note_use(program_.inputs_of(instructions[i]), i);
   }

@@ -20,13 +20,13 @@ namespace halftape {
 
 class Tape;
 
-// A value on a tape. Valid while its tape lives and has not been cleared.
+// A value on a tape. Valid while its tape lives and has not been cleared, as is its shape.
 class Var {
  public:
   Var() = default;
 
   DType dtype() const;
-  Shape shape() const;  // by value: recording moves what a tape holds
+  const Shape& shape() const;
   // The recorded value. Throws ValueError while a velocity is being recorded for later replay: its
   // values are not known then (retrace = every_call makes them known).
   const Tensor& value() const;

@@ -95,6 +95,26 @@ SharedBuffer::SharedBuffer(std::int64_t bytes, Device device) {
   }
 }
 
+namespace {
+bool is_large(std::size_t bytes) { return bytes >= std::size_t(4) << 20; }
+}  // namespace
+
+void* allocate_list(std::size_t bytes) {
+  if (!is_large(bytes)) {
+    return ::operator new(bytes);
+  }
+  void* const list = cpu_backend().allocate(std::int64_t(bytes));
+  return list != nullptr ? list : throw std::bad_alloc();
+}
+
+void free_list(void* list, std::size_t bytes) noexcept {
+  if (is_large(bytes)) {
+    cpu_backend().free(list, std::int64_t(bytes));
+  } else {
+    ::operator delete(list);
+  }
+}
+
 WriteStamp::Watch WriteStamp::watch() const {
   Cell* cell = cell_.load();
   if (cell == nullptr) {

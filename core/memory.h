@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "halftape/core/device.h"
 
@@ -86,6 +87,23 @@ class SharedBuffer {
  private:
   Buffer* buffer_ = nullptr;
 };
+
+// The memory of lists that may grow long: large lists lie on large pages, as large tensors do, so
+// that recording a long program is not a series of page faults. Not counted.
+void* allocate_list(std::size_t bytes);
+void free_list(void* list, std::size_t bytes) noexcept;
+template <class T>
+struct ListMemory {
+  using value_type = T;
+  ListMemory() = default;
+  template <class U>
+  ListMemory(const ListMemory<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(allocate_list(n * sizeof(T))); }
+  void deallocate(T* list, std::size_t n) noexcept { free_list(list, n * sizeof(T)); }
+  friend bool operator==(ListMemory, ListMemory) { return true; }
+};
+template <class T>
+using List = std::vector<T, ListMemory<T>>;
 
 // Counts the writes made through one Tensor variable, so that a tape that captured the variable
 // can tell whether it has been changed since. A copy is another variable and starts uncounted.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "halftape/core/check.h"
 
@@ -80,16 +81,20 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attrib
   }
   const std::int32_t own_attributes = &given == &no_attributes ? 0 : attributes.add(given);
   Dependence dependence = depends_on::nothing;
-  std::size_t h = mixed(reinterpret_cast<std::uintptr_t>(&op), std::size_t(own_attributes));
+  std::size_t h = reinterpret_cast<std::uintptr_t>(&op) ^ std::size_t(own_attributes);
   for (const ValueId id : in) {
     const ValueInfo& value = values[std::size_t(id)];
     dependence |= value.dependence;
-    h = mixed(h, std::size_t(value.type));
+    h = std::rotl(h, 9) ^ std::size_t(value.type);
   }
-  constexpr std::size_t slots = 256;
-  alike_.resize(slots, -1);
-  std::int32_t& slot = alike_[folded(h) % slots];
-  const auto is_alike = [&](const Instruction& other) {
+  constexpr int pair_bits = 7;
+  alike_.resize(std::size_t(2) << pair_bits, -1);
+  std::int32_t* const alike = &alike_[2 * (mixed(h, 0) >> (64 - pair_bits))];  // two to look at
+  const auto is_alike = [&](std::int32_t index) {
+    if (std::size_t(index) >= instructions.size()) {
+      return false;
+    }
+    const Instruction& other = instructions[std::size_t(index)];
     const ValueId* others = operands.data() + other.first_operand;
     bool same = other.op == &op && other.attributes == own_attributes &&
                 std::size_t(other.input_count) == in.size();
@@ -100,8 +105,9 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attrib
   };
 
   const auto first_output = ValueId(values.size());
-  if (std::size_t(slot) < instructions.size() && is_alike(instructions[std::size_t(slot)])) {
-    for (const ValueId out : outputs_of(instructions[std::size_t(slot)])) {
+  const bool first_is = is_alike(alike[0]);
+  if (first_is || is_alike(alike[1])) {
+    for (const ValueId out : outputs_of(instructions[std::size_t(alike[first_is ? 0 : 1])])) {
       values.emplace_back(values[std::size_t(out)].type, Role::intermediate, dependence);
     }
   } else {
@@ -113,7 +119,7 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attrib
     for (const Type& result : results) {
       values.emplace_back(types.add(result), Role::intermediate, dependence);
     }
-    slot = std::int32_t(instructions.size());
+    alike[1] = std::exchange(alike[0], std::int32_t(instructions.size()));
   }
   // Built where it stays: a copy would wait for its parts to be written.
   instructions.emplace_back(&op, std::int32_t(operands.size()), own_attributes,

@@ -110,9 +110,9 @@ struct Constant {
 
 // Some 50 bytes an instruction: what repeats, types and attributes, is kept once and never moves.
 struct Program {
-  std::vector<ValueInfo> values;
-  std::vector<ValueId> operands;
-  std::vector<Instruction> instructions;
+  List<ValueInfo> values;
+  List<ValueId> operands;
+  List<Instruction> instructions;
   Pool<Type> types;
   Pool<Attributes> attributes;
   std::vector<Constant> constants;
@@ -144,8 +144,8 @@ struct Program {
 
  private:
   ValueId add_value(const Type& type, Role role, Dependence dependence, std::string name);
-  // Result types follow from op, attributes and operand types. A slot, chosen by their hash, names
-  // an instruction to look at: where it has them all, infer need not be asked again.
+  // Result types follow from op, attributes and operand types. Two slots, chosen by their hash, name
+  // instructions to look at: where one has them all, infer need not be asked again.
   std::vector<std::int32_t> alike_;
 };
 

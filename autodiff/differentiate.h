@@ -8,8 +8,8 @@
 
 namespace halftape {
 
-// The dtype of a value's cotangent: its own, but never below f32 where it depends only on parameters,
-// time and constants. So sums over a batch are formed in f32 and not rounded to L.
+// The dtype of a value's cotangent: its own, but never below f32 where it depends only on
+// parameters, time and constants. So sums over a batch are formed in f32 and not rounded to L.
 inline DType cotangent_dtype(const Program& program, ValueId id) {
   const DType own = program.type(id).dtype;
   const bool touches_batch = program.dependence(id) & (depends_on::input | depends_on::cotangent);

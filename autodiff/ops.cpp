@@ -222,8 +222,7 @@ Var concatenate(std::initializer_list<Var> parts, int axis) {
 Var gather(const Var& x, const Argument& indices, int axis) {
   Attributes attributes;
   attributes.axis = normalize_axis("gather", axis, x.shape().rank());
-  return x.tape().record(ops::gather(), {x, indices.on(x.tape(), DType::i64)},
-                         attributes);
+  return x.tape().record(ops::gather(), {x, indices.on(x.tape(), DType::i64)}, attributes);
 }
 
 Var scatter_add(const Var& updates, const Argument& indices, int axis, const Shape& shape) {
@@ -231,8 +230,8 @@ Var scatter_add(const Var& updates, const Argument& indices, int axis, const Sha
   attributes.axis = normalize_axis("scatter_add", axis, shape.rank());
   attributes.shape = shape;
   attributes.dtype = updates.dtype();
-  return updates.tape().record(
-      ops::scatter_add(), {updates, indices.on(updates.tape(), DType::i64)}, attributes);
+  return updates.tape().record(ops::scatter_add(),
+                               {updates, indices.on(updates.tape(), DType::i64)}, attributes);
 }
 
 Var stop_gradient(const Var& x) { return x.tape().record(ops::stop_gradient(), {x}); }

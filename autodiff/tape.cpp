@@ -264,8 +264,8 @@ Gradients Tape::backward(const Var& loss) {
         "shape.",
         type.shape);
   }
-  const Tensor seed = Tensor::full(type.shape, 1.0, cotangent_dtype(program_, id),
-                                   value(id).device());
+  const Tensor seed =
+      Tensor::full(type.shape, 1.0, cotangent_dtype(program_, id), value(id).device());
   return backward({&loss, 1}, {&seed, 1});
 }
 
@@ -297,8 +297,7 @@ Gradients Tape::backward(std::span<const Var> outputs, std::span<const Tensor> s
     const DType dtype = cotangent_dtype(program_, output_ids[k]);
     seed_ids.push_back(program_.add_constant(seeds[k].to(dtype), {}));
   }
-  const std::vector<ValueId> cotangents =
-      append_pullback(program_, output_ids, seed_ids, leaves_);
+  const std::vector<ValueId> cotangents = append_pullback(program_, output_ids, seed_ids, leaves_);
   execute_and_free(first_instruction, first_value, cotangents);
   Gradients result;
   result.tape_ = this;

@@ -123,7 +123,7 @@ class Tape {
   void hold(ValueId id, const Tensor& value);
 
   Program program_;
-  std::vector<Tensor> values_;  // by id; a tape of shapes only holds those of its leaves
+  std::vector<Tensor> values_;     // by id; a tape of shapes only holds those of its leaves
   std::vector<ValueId> operands_;  // of the instruction being recorded
   std::vector<std::pair<Parameter, ValueId>> parameters_;
   std::vector<ValueId> leaves_;

@@ -65,8 +65,8 @@ ValueId Program::add_input(const Type& type, Role role, std::string name) {
 }
 
 ValueId Program::add_constant(const Tensor& value, std::string name, WriteStamp::Watch watch) {
-  const ValueId id = add_value({value.dtype(), value.shape()}, Role::constant,
-                               depends_on::nothing, std::move(name));
+  const ValueId id = add_value({value.dtype(), value.shape()}, Role::constant, depends_on::nothing,
+                               std::move(name));
   constants.push_back({id, value, std::move(watch)});
   return id;
 }
@@ -240,17 +240,17 @@ std::string graphviz(const Program& program) {
   for (ValueId id = 0; id < ValueId(program.values.size()); ++id) {
     if (program.role(id) != Role::intermediate) {
       const Type& type = program.type(id);
-      text += fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n",
-                          id, escaped(label(program, id)), type.dtype, type.shape,
-                          name(program.role(id)));
+      text +=
+          fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n", id,
+                      escaped(label(program, id)), type.dtype, type.shape, name(program.role(id)));
     }
   }
   for (const Instruction& instruction : program.instructions) {
     for (const ValueId out : program.outputs_of(instruction)) {
       const Type& type = program.type(out);
-      text += fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out,
-                          escaped(label(program, out)), instruction.op->name, type.dtype,
-                          type.shape, name(program.role(out)));
+      text +=
+          fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out, escaped(label(program, out)),
+                      instruction.op->name, type.dtype, type.shape, name(program.role(out)));
       for (const ValueId in : program.inputs_of(instruction)) {
         text += fmt::format("  v{} -> v{};\n", in, out);
       }

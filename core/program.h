@@ -144,8 +144,8 @@ struct Program {
 
  private:
   ValueId add_value(const Type& type, Role role, Dependence dependence, std::string name);
-  // Result types follow from op, attributes and operand types. Two slots, chosen by their hash, name
-  // instructions to look at: where one has them all, infer need not be asked again.
+  // Result types follow from op, attributes and operand types. Two slots, chosen by their hash,
+  // name instructions to look at: where one has them all, infer need not be asked again.
   std::vector<std::int32_t> alike_;
 };
 

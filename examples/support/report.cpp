@@ -94,7 +94,9 @@ std::string progress_line(const std::string& what, std::int64_t done, std::int64
     return line + "  " + duration(seconds);
   }
   const double rate = double(here) / seconds;
-  return line + fmt::format("  {:.3g}/s  {} left", rate, duration(double(total - done) / rate));
+  return line + fmt::format("  {}/s  {} left",
+                            rate < 1000 ? fmt::format("{:.3g}", rate) : fmt::format("{:.0f}", rate),
+                            duration(double(total - done) / rate));
 }
 
 void Progress::update(std::int64_t done, const std::string& note) {

@@ -102,9 +102,6 @@ std::vector<ConfigEntry> read_config(const fs::path& folder, const std::string& 
 
 RunFolder::RunFolder(const Options& options, int keep)
     : options_(options), path_(options.out), keep_(keep) {
-  if (!options.resume.empty()) {
-    return;  // the options were read from there
-  }
   if (fs::exists(path_ / "config.json")) {
     std::vector<ConfigEntry> there;
     std::string difference;

@@ -12,6 +12,7 @@
 #include "examples/support/plot.h"
 #include "examples/support/report.h"
 #include "examples/support/run_folder.h"
+#include "examples/support/training.h"
 #include "halftape/nn/loss_scaler.h"
 #include "halftape/nn/losses.h"
 #include "halftape/nn/neural_ode.h"
@@ -62,18 +63,6 @@ std::pair<std::vector<double>, std::vector<double>> make_data(Random& random) {
     noisy[i] += exact[i];
   }
   return {exact, noisy};
-}
-
-Scaling scaling_of(const Options& options) {
-  if (options.scaling == "dynamic") {
-    return Scaling::dynamic();
-  }
-  if (options.scaling == "fixed") {
-    return Scaling::fixed(int(options.scale_exponent));
-  }
-  // global: overflows must reach the loss scaler as non-finite gradients
-  return Scaling::none(options.scaling == "global" ? Scaling::Overflow::propagate
-                                                   : Scaling::Overflow::fail);
 }
 
 double seconds_since(Clock::time_point start) {

@@ -167,8 +167,7 @@ bool SweepTable::has(const std::string& experiment, const std::string& data,
 }
 
 void SweepTable::add(const std::string& experiment, const std::string& data,
-                     const Configuration& configuration,
-                     const std::vector<std::pair<std::string, double>>& metrics) {
+                     const Configuration& configuration, const Metrics& metrics) {
   std::erase_if(rows_,
                 [&](const SweepRow& row) { return is_of(row, experiment, data, configuration); });
   for (const auto& [metric, value] : metrics) {

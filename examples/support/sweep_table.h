@@ -22,6 +22,9 @@
 
 namespace halftape::examples {
 
+// What a run gave, by name.
+using Metrics = std::vector<std::pair<std::string, double>>;
+
 struct Configuration {
   std::string precision = {};
   std::string scaling = {};
@@ -62,8 +65,7 @@ class SweepTable {
            const Configuration& configuration) const;
   // All metrics of one configuration; those of an earlier call are replaced.
   void add(const std::string& experiment, const std::string& data,
-           const Configuration& configuration,
-           const std::vector<std::pair<std::string, double>>& metrics);
+           const Configuration& configuration, const Metrics& metrics);
 
   const std::vector<SweepRow>& rows() const { return rows_; }
   std::string csv() const;

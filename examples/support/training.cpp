@@ -53,8 +53,7 @@ Iteration Training::run(const std::function<Loss(Tape&)>& loss,
   require_finite("loss", result.loss);
 
   const auto backward_start = Clock::now();
-  Gradients gradients =
-      tape.backward(global_ ? scaler_.scale(recorded.value) : recorded.value);
+  Gradients gradients = tape.backward(global_ ? scaler_.scale(recorded.value) : recorded.value);
   if (global_) {
     result.updated = scaler_.unscale(gradients, optimiser_.parameters());
   } else {
@@ -93,6 +92,17 @@ Iteration Training::run(const std::function<Loss(Tape&)>& loss,
   result.exponent_least += loss_exponent;
   result.exponent_most += loss_exponent;
   return result;
+}
+
+void Costs::keep_in(Checkpoint& checkpoint) {
+  checkpoint.add("costs/iterations", iterations)
+      .add("costs/seconds_forward", seconds_forward)
+      .add("costs/seconds_backward", seconds_backward)
+      .add("costs/peak_bytes", peak_bytes)
+      .add("costs/stored_bytes", stored_bytes)
+      .add("costs/retries", retries)
+      .add("costs/vjps", vjps)
+      .add("costs/skipped", skipped);
 }
 
 void Costs::add(const Iteration& iteration) {

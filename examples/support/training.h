@@ -1,4 +1,5 @@
-// One training iteration as the experiments share it: loss, backward pass, update, and what it cost.
+// One training iteration as the experiments share it: loss, backward pass, update, and what it
+// cost.
 #pragma once
 
 #include <functional>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "examples/support/options.h"
+#include "halftape/nn/checkpoint.h"
 #include "halftape/nn/loss_scaler.h"
 #include "halftape/nn/optimisers.h"
 #include "halftape/ode/odeint.h"
@@ -58,6 +60,7 @@ struct Costs {
   std::int64_t retries = 0, vjps = 0, skipped = 0;
 
   void add(const Iteration& iteration);
+  void keep_in(Checkpoint& checkpoint);  // a resumed run counts from where it stopped
   double mean_forward() const { return iterations == 0 ? 0 : seconds_forward / double(iterations); }
   double mean_backward() const {
     return iterations == 0 ? 0 : seconds_backward / double(iterations);

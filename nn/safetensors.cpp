@@ -147,11 +147,6 @@ Entry entry_of(const std::string& source, const std::string& name, const Json& f
   if (!fields.is_object()) {
     damaged(source, "tensor '{}' is not described by an object", shown(name));
   }
-  for (const auto& [key, value] : fields.items()) {
-    if (key != "dtype" && key != "shape" && key != "data_offsets") {
-      damaged(source, "tensor '{}' has an unknown field '{}'", shown(name), shown(key));
-    }
-  }
   const auto dtype = fields.find("dtype");
   if (dtype == fields.end() || !dtype->is_string()) {
     damaged(source, "tensor '{}' has no text 'dtype'", shown(name));

@@ -16,13 +16,7 @@ NamedTensor make(std::string name, T value) {
 
 template <class T>
 T get(const NamedTensors& state, std::string_view name) {
-  const auto found = std::find_if(state.begin(), state.end(),
-                                  [&](const NamedTensor& entry) { return entry.name == name; });
-  if (found == state.end()) {
-    throw_error<ValueError>("state: no '{}'. Fix: restore what the same kind of object has saved.",
-                            name);
-  }
-  const Tensor& value = found->value;
+  const Tensor& value = tensor(state, name);
   if (value.dtype() != dtype_of<T>) {
     throw_error<DTypeError>(
         "state: '{}' is {}, need {}. Fix: restore what the same kind of object has saved.", name,
@@ -37,6 +31,16 @@ T get(const NamedTensors& state, std::string_view name) {
 }
 
 }  // namespace
+
+const Tensor& tensor(const NamedTensors& state, std::string_view name) {
+  const auto found = std::find_if(state.begin(), state.end(),
+                                  [&](const NamedTensor& entry) { return entry.name == name; });
+  if (found == state.end()) {
+    throw_error<ValueError>("state: no '{}'. Fix: restore what the same kind of object has saved.",
+                            name);
+  }
+  return found->value;
+}
 
 NamedTensor scalar(std::string name, std::int64_t value) { return make(std::move(name), value); }
 NamedTensor scalar(std::string name, double value) { return make(std::move(name), value); }

@@ -10,6 +10,7 @@
 #include <concepts>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "halftape/core/tensor.h"
@@ -32,8 +33,9 @@ concept Stateful = requires(const T& saved, T& restored, const NamedTensors& sta
 NamedTensor scalar(std::string name, std::int64_t value);
 NamedTensor scalar(std::string name, double value);
 
-// The scalar `name` of the state. ValueError when there is none; DTypeError or ShapeError when it
-// is something else.
+// The tensor or the scalar `name` of the state. ValueError when there is none; DTypeError or
+// ShapeError when it is something else.
+const Tensor& tensor(const NamedTensors& state, std::string_view name);
 std::int64_t integer(const NamedTensors& state, std::string_view name);
 double real(const NamedTensors& state, std::string_view name);
 

@@ -117,6 +117,7 @@ TEST_CASE("each fault of a file is named") {
   CHECK(refusal(file_of("[1]")) == "the header does not begin with '{'");
   CHECK(refusal(file_of("{\"a\":")) == "the header is not JSON from byte 6 on");
   CHECK(refusal(file_of("{\"\xff\":1}")) == "the header is not JSON from byte 3 on");
+  CHECK(refusal(file_of("{\"a\":1e999}")) == "the header has a number no f64 can hold");
   CHECK(refusal(file_of("{}{}")) == "the header is not JSON from byte 3 on");
   CHECK(refusal(file_of("{\"a\":[[[1]]]}")) ==
         "the header is nested deeper than the format allows");
@@ -127,7 +128,7 @@ TEST_CASE("each fault of a file is named") {
         "the header has 'w' twice");
   CHECK(refusal(file_of(one(good + ",\"dtype\":\"F32\""), 8)) == "the header has 'dtype' twice");
   CHECK(refusal(file_of("{\"w\":1}")) == "tensor 'w' is not described by an object");
-  CHECK(refusal(file_of(one(good + ",\"x\":1"), 8)) == "tensor 'w' has an unknown field 'x'");
+  CHECK(refusal(file_of(one(good + ",\"x\":1"), 8)) == "accepted");  // as Python's package does
   CHECK(refusal(file_of(one(R"("shape":[2],"data_offsets":[0,8])"), 8)) ==
         "tensor 'w' has no text 'dtype'");
   CHECK(refusal(file_of(one(R"("dtype":"F32","data_offsets":[0,8])"), 8)) ==

@@ -137,10 +137,9 @@ void infer_conv2d(const OpDef& op, std::span<const Type> in, const Attributes& a
   results.push_back({a.dtype, Shape{x[0], w[0], y[0], y[1]}});
 }
 void execute_conv2d(const OpDef& op, const Execution& x) {
-  images(op, x).convolve(ConvResult::y, x.outputs[0]->write(), x.inputs[0]->array(),
-                         x.inputs[1]->array(), bias_of(x),
-                         conv_sizes(x.inputs[0]->shape(), x.inputs[1]->shape(),
-                                    x.outputs[0]->shape(), x.attributes));
+  images(op, x).convolve(
+      ConvResult::y, x.outputs[0]->write(), x.inputs[0]->array(), x.inputs[1]->array(), bias_of(x),
+      conv_sizes(x.inputs[0]->shape(), x.inputs[1]->shape(), x.outputs[0]->shape(), x.attributes));
 }
 void pull_back_conv2d(const OpDef&, PullbackContext& context) {
   const ValueId x = context.input(0), w = context.input(1), y_bar = context.cotangent();
@@ -175,10 +174,9 @@ void infer_conv_transpose2d(const OpDef& op, std::span<const Type> in, const Att
   results.push_back({a.dtype, x});
 }
 void execute_conv_transpose2d(const OpDef& op, const Execution& x) {
-  images(op, x).convolve(ConvResult::x, x.outputs[0]->write(), x.inputs[1]->array(),
-                         x.inputs[0]->array(), bias_of(x),
-                         conv_sizes(x.outputs[0]->shape(), x.inputs[1]->shape(),
-                                    x.inputs[0]->shape(), x.attributes));
+  images(op, x).convolve(
+      ConvResult::x, x.outputs[0]->write(), x.inputs[1]->array(), x.inputs[0]->array(), bias_of(x),
+      conv_sizes(x.outputs[0]->shape(), x.inputs[1]->shape(), x.inputs[0]->shape(), x.attributes));
 }
 void pull_back_conv_transpose2d(const OpDef&, PullbackContext& context) {
   const ValueId y = context.input(0), w = context.input(1), x_bar = context.cotangent();
@@ -205,17 +203,18 @@ void infer_conv2d_weights(const OpDef& op, std::span<const Type> in, const Attri
   require_channels(op, x, w, y[1], g);
   const Size2 size = y_size(op, x, image(w), a);
   if (size != image(y) || x[0] != y[0]) {
-    throw_error<ShapeError>("{}: x {} and y {} do not fit, need y [{}, .., {}, {}]. Fix: pass the "
-                            "cotangent of a conv2d of this x.",
-                            op.name, x, y, x[0], size[0], size[1]);
+    throw_error<ShapeError>(
+        "{}: x {} and y {} do not fit, need y [{}, .., {}, {}]. Fix: pass the "
+        "cotangent of a conv2d of this x.",
+        op.name, x, y, x[0], size[0], size[1]);
   }
   results.push_back({a.dtype, w});
 }
 void execute_conv2d_weights(const OpDef& op, const Execution& x) {
-  images(op, x).convolve(ConvResult::weights, x.outputs[0]->write(), x.inputs[0]->array(),
-                         x.inputs[1]->array(), {DType::f32, nullptr, 0},
-                         conv_sizes(x.inputs[0]->shape(), x.outputs[0]->shape(),
-                                    x.inputs[1]->shape(), x.attributes));
+  images(op, x).convolve(
+      ConvResult::weights, x.outputs[0]->write(), x.inputs[0]->array(), x.inputs[1]->array(),
+      {DType::f32, nullptr, 0},
+      conv_sizes(x.inputs[0]->shape(), x.outputs[0]->shape(), x.inputs[1]->shape(), x.attributes));
 }
 void pull_back_conv2d_weights(const OpDef&, PullbackContext& context) {
   const ValueId x = context.input(0), y = context.input(1), w_bar = context.cotangent();
@@ -243,8 +242,8 @@ Var record(const OpDef& op, std::initializer_list<const Argument*> arguments, At
   return vars[0].tape().record(op, vars, std::move(a));
 }
 
-Var transposed(const Var& y, std::initializer_list<const Argument*> arguments,
-               const ConvOptions& o, Size2 output_padding) {
+Var transposed(const Var& y, std::initializer_list<const Argument*> arguments, const ConvOptions& o,
+               Size2 output_padding) {
   const OpDef& op = ops::conv_transpose2d();
   const Argument& weight = *arguments.begin()[1];
   const Shape w = weight.var() != nullptr ? weight.var()->shape() : weight.tensor()->shape();

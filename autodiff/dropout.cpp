@@ -36,8 +36,7 @@ void execute(const OpDef&, const Execution& x) {
 
 void pull_back(const OpDef& op, PullbackContext& context) {
   if (context.wants(0)) {
-    context.add(
-        0, context.emit(op, {context.cotangent(), context.input(1)}, context.attributes()));
+    context.add(0, context.emit(op, {context.cotangent(), context.input(1)}, context.attributes()));
   }
 }
 

@@ -18,9 +18,9 @@ struct ConvOptions {
   MatmulMode mode = MatmulMode::ieee;  // tf32: f32 operands rounded to 11 bits first
 };
 
-// y[n, o, i] = sum over c, k of x[n, c, i stride + k dilation - padding] weight[o, c, k] (+ bias[o])
-// x [N, C, H, W], weight [O, C / groups, rows, columns], bias [O];
-// y has (H + 2 padding - (rows - 1) dilation - 1) / stride + 1 rows, rounded down.
+// y[n, o, i] = sum over c, k of x[n, c, i stride + k dilation - padding] weight[o, c, k] (+
+// bias[o]) x [N, C, H, W], weight [O, C / groups, rows, columns], bias [O]; y has (H + 2 padding -
+// (rows - 1) dilation - 1) / stride + 1 rows, rounded down.
 Var conv2d(const Var& x, const Argument& weight, const ConvOptions& options = {});
 Var conv2d(const Var& x, const Argument& weight, const Argument& bias,
            const ConvOptions& options = {});
@@ -41,16 +41,21 @@ Var conv_transpose2d(const Var& y, const Argument& weight, const Argument& bias,
 struct Normalised {
   Var y, mean, inverse;
 };
-Normalised normalise(const Var& x, std::initializer_list<int> axes, double epsilon = 1e-5);
+Normalised normalise(const Var& x, std::span<const int> axes, double epsilon = 1e-5);
+inline Normalised normalise(const Var& x, std::initializer_list<int> axes, double epsilon = 1e-5) {
+  return normalise(x, std::span<const int>(axes.begin(), axes.size()), epsilon);
+}
 
-// Over windows of x [.., H, W], which have (H + 2 padding - kernel) / stride + 1 rows, rounded down.
+// Over windows of x [.., H, W], which have (H + 2 padding - kernel) / stride + 1 rows, rounded
+// down.
 struct PoolOptions {
-  Size2 stride{0, 0};  // 0: the kernel's size, so that windows lie side by side
-  Size2 padding{0, 0};  // at most half a kernel
+  Size2 stride{0, 0};         // 0: the kernel's size, so that windows lie side by side
+  Size2 padding{0, 0};        // at most half a kernel
   bool count_padding = true;  // averages: divide by the kernel's size also where it covers padding
 };
 Var average_pool2d(const Var& x, Size2 kernel, const PoolOptions& options = {});
-// Output (i, j) is the mean over rows floor(i H / rows) to ceil((i + 1) H / rows), columns likewise.
+// Output (i, j) is the mean over rows floor(i H / rows) to ceil((i + 1) H / rows), columns
+// likewise.
 Var adaptive_average_pool2d(const Var& x, Size2 size);
 Var global_average_pool(const Var& x);  // [N, C, H, W] to [N, C]
 // Padding never wins (it is -inf, which e4m3 cannot hold: no padding there). Ties share the
@@ -62,9 +67,5 @@ Var max_pool2d(const Var& x, Size2 kernel, const PoolOptions& options = {});
 // alone, and the key is an operand: a replay, forward or backward, draws the same elements until it
 // is given another key. Probability 0 is x itself.
 Var dropout(const Var& x, double probability, const Argument& key);
-
-// The slice bank[i] of bank [n, ..] that holds at time t (a scalar) when [0, 1] is cut into n equal
-// intervals: i = floor(n t), from 0 to n - 1. Replays follow t; gradients go to that slice alone.
-Var piecewise_constant(const Var& bank, const Var& t);
 
 }  // namespace halftape

@@ -63,8 +63,7 @@ void infer_normalise(const OpDef& op, std::span<const Type> in, const Attributes
 }
 void execute_normalise(const OpDef& op, const Execution& x) {
   images(op, x).normalise(x.outputs[0]->write(), x.outputs[1]->write(), x.outputs[2]->write(),
-                          x.inputs[0]->array(),
-                          norm_sizes(op, x.inputs[0]->shape(), x.attributes));
+                          x.inputs[0]->array(), norm_sizes(op, x.inputs[0]->shape(), x.attributes));
 }
 
 // Products, sums and means over groups, all in `dtype`.
@@ -74,12 +73,8 @@ struct Arithmetic {
 
   ValueId wide(ValueId id) const { return context.cast(id, dtype); }
   ValueId number(double value) const { return context.constant(value, dtype); }
-  ValueId mul(ValueId a, ValueId b) const {
-    return context.emit(ops::mul(), {wide(a), wide(b)});
-  }
-  ValueId div(ValueId a, ValueId b) const {
-    return context.emit(ops::div(), {wide(a), wide(b)});
-  }
+  ValueId mul(ValueId a, ValueId b) const { return context.emit(ops::mul(), {wide(a), wide(b)}); }
+  ValueId div(ValueId a, ValueId b) const { return context.emit(ops::div(), {wide(a), wide(b)}); }
   ValueId add(ValueId a, ValueId b) const { return context.emit(ops::add(), {a, b}); }
   ValueId over_groups(const OpDef& op, ValueId id) const {
     Attributes a;
@@ -105,11 +100,12 @@ void pull_back_normalise(const OpDef&, PullbackContext& context) {
   const Type x = context.type(context.input(0));
   const ValueId y = context.output(0), inverse = context.output(2);
   if (context.cotangent(0) != no_value) {
-    context.add(0, emit_pullback(context, context.cotangent(0), y, inverse,
-                                 context.cotangent_dtype(0)));
+    context.add(
+        0, emit_pullback(context, context.cotangent(0), y, inverse, context.cotangent_dtype(0)));
   }
   const Arithmetic f{context, statistics_dtype(x.dtype)};
-  const double n = double(x.shape.count()) / double(kept(x.shape, context.attributes().axes).count());
+  const double n =
+      double(x.shape.count()) / double(kept(x.shape, context.attributes().axes).count());
   if (context.cotangent(1) != no_value) {
     Attributes spread;
     spread.shape = x.shape;
@@ -117,8 +113,8 @@ void pull_back_normalise(const OpDef&, PullbackContext& context) {
                                 std::move(spread)));
   }
   if (context.cotangent(2) != no_value) {
-    const ValueId factor = f.mul(f.mul(context.cotangent(2), f.number(-1 / n)),
-                                 f.mul(inverse, inverse));
+    const ValueId factor =
+        f.mul(f.mul(context.cotangent(2), f.number(-1 / n)), f.mul(inverse, inverse));
     context.add(0, f.mul(factor, y));
   }
 }
@@ -131,9 +127,10 @@ void infer_pullback(const OpDef& op, std::span<const Type> in, const Attributes&
   norm_sizes(op, shape, a);
   if (require_floating(op, in[1]).shape != shape ||
       require_floating(op, in[2]).shape != kept(shape, a.axes)) {
-    throw_error<ShapeError>("{}: got y_bar {}, y {} and inverse {}; need y {} and inverse {}. Fix: "
-                            "pass what normalise gave.",
-                            op.name, shape, in[1].shape, in[2].shape, shape, kept(shape, a.axes));
+    throw_error<ShapeError>(
+        "{}: got y_bar {}, y {} and inverse {}; need y {} and inverse {}. Fix: "
+        "pass what normalise gave.",
+        op.name, shape, in[1].shape, in[2].shape, shape, kept(shape, a.axes));
   }
   results.push_back({a.dtype, shape});
 }
@@ -186,7 +183,7 @@ const OpDef& normalise_pullback() {
 
 }  // namespace ops
 
-Normalised normalise(const Var& x, std::initializer_list<int> axes, double epsilon) {
+Normalised normalise(const Var& x, std::span<const int> axes, double epsilon) {
   Attributes a;
   a.number = epsilon;
   for (const int axis : axes) {

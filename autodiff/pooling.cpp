@@ -55,9 +55,10 @@ void require_sizes(const OpDef& op, Size2 x, Size2 y, const Attributes& a) {
     fits = pooled(op.name, x, pair(a, kernel), pair(a, stride), pair(a, padding)) == y;
   }
   if (!fits) {
-    throw_error<ShapeError>("{}: images of {} x {} do not give {} x {}. Fix: pass sizes that do, of "
-                            "at least one row and column.",
-                            op.name, x[0], x[1], y[0], y[1]);
+    throw_error<ShapeError>(
+        "{}: images of {} x {} do not give {} x {}. Fix: pass sizes that do, of "
+        "at least one row and column.",
+        op.name, x[0], x[1], y[0], y[1]);
   }
 }
 
@@ -90,14 +91,12 @@ void infer_unpool(const OpDef& op, std::span<const Type> in, const Attributes& a
   results.push_back({a.dtype, with_image(y, {a.shape[0], a.shape[1]})});
 }
 void execute_pool(const OpDef& op, const Execution& x) {
-  images(op, x).average_pool(
-      PoolResult::y, x.outputs[0]->write(), x.inputs[0]->array(),
-      pool_sizes(x.inputs[0]->shape(), x.outputs[0]->shape(), x.attributes));
+  images(op, x).average_pool(PoolResult::y, x.outputs[0]->write(), x.inputs[0]->array(),
+                             pool_sizes(x.inputs[0]->shape(), x.outputs[0]->shape(), x.attributes));
 }
 void execute_unpool(const OpDef& op, const Execution& x) {
-  images(op, x).average_pool(
-      PoolResult::x, x.outputs[0]->write(), x.inputs[0]->array(),
-      pool_sizes(x.outputs[0]->shape(), x.inputs[0]->shape(), x.attributes));
+  images(op, x).average_pool(PoolResult::x, x.outputs[0]->write(), x.inputs[0]->array(),
+                             pool_sizes(x.outputs[0]->shape(), x.inputs[0]->shape(), x.attributes));
 }
 
 void pull_back_with(const OpDef& transpose, PullbackContext& context) {
@@ -147,8 +146,13 @@ Var average_pool2d(const Var& x, Size2 kernel, const PoolOptions& options) {
   Attributes a;
   a.dtype = x.dtype();
   a.shape = Shape{y[0], y[1]};
-  a.offsets = {kernel[0],          kernel[1],          stride[0], stride[1], options.padding[0],
-               options.padding[1], options.count_padding};
+  a.offsets = {kernel[0],
+               kernel[1],
+               stride[0],
+               stride[1],
+               options.padding[0],
+               options.padding[1],
+               options.count_padding};
   return x.tape().record(ops::average_pool2d(), {x}, std::move(a));
 }
 

@@ -137,14 +137,14 @@ Plan make_plan(ConvResult result, const ConvSizes& s) {
   const Memory::dims x{s.batch, s.x_channels, s.x[0], s.x[1]};
   const Memory::dims y{s.batch, s.y_channels, s.y[0], s.y[1]};
   const bool grouped = s.groups > 1;
-  const Memory::dims w =
-      grouped ? Memory::dims{s.groups, s.y_channels / s.groups, s.x_channels / s.groups,
-                             s.kernel[0], s.kernel[1]}
-              : Memory::dims{s.y_channels, s.x_channels, s.kernel[0], s.kernel[1]};
+  const Memory::dims w = grouped
+                             ? Memory::dims{s.groups, s.y_channels / s.groups,
+                                            s.x_channels / s.groups, s.kernel[0], s.kernel[1]}
+                             : Memory::dims{s.y_channels, s.x_channels, s.kernel[0], s.kernel[1]};
   Memory::dims after(2);
   for (std::size_t d = 0; d < 2; ++d) {
-    after[d] = (s.y[d] - 1) * s.stride[d] + (s.kernel[d] - 1) * s.dilation[d] + 1 - s.x[d] -
-               s.padding[d];
+    after[d] =
+        (s.y[d] - 1) * s.stride[d] + (s.kernel[d] - 1) * s.dilation[d] + 1 - s.x[d] - s.padding[d];
   }
   const auto desc = [](const Memory::dims& dims, Tag tag) {
     return Memory::desc(dims, Memory::data_type::f32, tag);
@@ -180,8 +180,8 @@ Plan make_plan(ConvResult result, const ConvSizes& s) {
     const dnnl::convolution_backward_data::primitive_desc d(
         {direct, any_x, any_w, any_y, stride, dilation, padding, after}, attributes, engine(),
         forward);
-    take(dnnl::convolution_backward_data(d), d.diff_src_desc(), d.weights_desc(),
-         d.diff_dst_desc(), d.scratchpad_desc());
+    take(dnnl::convolution_backward_data(d), d.diff_src_desc(), d.weights_desc(), d.diff_dst_desc(),
+         d.scratchpad_desc());
   } else {
     const dnnl::convolution_backward_weights::primitive_desc d(
         {direct, any_x, any_w, any_y, stride, dilation, padding, after}, attributes, engine(),
@@ -198,10 +198,23 @@ std::shared_ptr<const Plan> plan_for(ConvResult result, const ConvSizes& s) {
   constexpr std::size_t most = 1024;
   static std::mutex mutex;
   static std::map<Key, std::shared_ptr<const Plan>> plans;
-  const Key key{std::int64_t(result), s.batch,      s.groups,     s.x_channels,  s.y_channels,
-                s.x[0],               s.x[1],       s.y[0],       s.y[1],        s.kernel[0],
-                s.kernel[1],          s.stride[0],  s.stride[1],  s.padding[0],  s.padding[1],
-                s.dilation[0],        s.dilation[1]};
+  const Key key{std::int64_t(result),
+                s.batch,
+                s.groups,
+                s.x_channels,
+                s.y_channels,
+                s.x[0],
+                s.x[1],
+                s.y[0],
+                s.y[1],
+                s.kernel[0],
+                s.kernel[1],
+                s.stride[0],
+                s.stride[1],
+                s.padding[0],
+                s.padding[1],
+                s.dilation[0],
+                s.dilation[1]};
   const std::lock_guard lock(mutex);
   if (plans.size() >= most && !plans.contains(key)) {
     plans.clear();

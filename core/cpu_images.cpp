@@ -32,8 +32,7 @@ void for_each_window_row(const PoolSizes& s, F&& f) {
       const Window columns = window(s, 1, j);
       const std::int64_t width = columns.last - columns.first;
       const bool whole = s.count_padding && s.kernel[0] > 0;
-      const std::int64_t n =
-          whole ? s.kernel[0] * s.kernel[1] : (rows.last - rows.first) * width;
+      const std::int64_t n = whole ? s.kernel[0] * s.kernel[1] : (rows.last - rows.first) * width;
       for (std::int64_t row = rows.first; row < rows.last; ++row) {
         f(i * s.y[1] + j, row * s.x[1] + columns.first, width, n);
       }

@@ -118,7 +118,8 @@ def all_cases():
         inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         case = {"id": f"{op}/{len(cases)}", "op": op, "arguments": arguments}
         y = forward(case, inputs)["y"]
-        cotangent = torch.randn(y.shape, generator=generator)
+        # Gradients of weights sum over a channel's entries: this makes them numbers of order 1.
+        cotangent = torch.randn(y.shape, generator=generator) / (y.numel() / y.shape[1]) ** 0.5
         cases.append(
             case
             | {

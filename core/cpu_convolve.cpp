@@ -3,9 +3,11 @@
 // weights - is summed in block order, so results do not depend on the number of threads. f64, which
 // oneDNN has not, goes through matrix products of unfolded images. Narrow operands are widened
 // exactly to f32.
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include "halftape/core/cpu_widened.h"
@@ -231,6 +233,40 @@ Tensor floats(std::size_t bytes) {
                        DType::f32);
 }
 
+// Room for operands in the chosen formats and a scratchpad. Small ones are kept by their thread:
+// a solve asks for the same again thousands of times.
+class Rooms {
+ public:
+  float* get(int k, std::size_t bytes) {
+    constexpr std::size_t most_kept = std::size_t{1} << 20;
+    thread_local std::array<Room, 4> kept;
+    return (bytes <= most_kept ? kept : own_)[std::size_t(k)].get(bytes);
+  }
+
+ private:
+  struct Room {
+    struct Free {
+      void operator()(void* data) const { std::free(data); }
+    };
+    std::unique_ptr<void, Free> data;
+    std::size_t size = 0;
+
+    float* get(std::size_t bytes) {
+      constexpr std::size_t line = 64;
+      if (size < bytes) {
+        size = 0;
+        data.reset(std::aligned_alloc(line, (bytes + line - 1) / line * line));
+        if (!data) {
+          throw std::bad_alloc();
+        }
+        size = bytes;
+      }
+      return static_cast<float*>(data.get());
+    }
+  };
+  std::array<Room, 4> own_;
+};
+
 void reorder(const Memory::desc& from, const float* src, const Memory::desc& to, float* dst,
              dnnl::stream& stream) {
   Memory a(from, engine(), const_cast<float*>(src)), b(to, engine(), dst);
@@ -242,31 +278,29 @@ void run(const Plan& plan, ConvResult result, float* const (&data)[3], const boo
   const OneThread one;
   dnnl::stream stream(engine());
   const int output = result == ConvResult::x ? 0 : result == ConvResult::weights ? 1 : 2;
-  Tensor own[3];
+  Rooms rooms;
   Memory memory[3];
   for (int k = 0; k < 3; ++k) {
     float* place = data[k];
     if (!ready[k] && plan.chosen[k] != plan.given[k]) {
-      own[k] = floats(plan.chosen[k].get_size());
-      place = static_cast<float*>(own[k].write().data);
+      place = rooms.get(k, plan.chosen[k].get_size());
       if (k != output) {
         reorder(plan.given[k], data[k], plan.chosen[k], place, stream);
       }
     }
     memory[k] = Memory(plan.chosen[k], engine(), place);
   }
-  Tensor scratch = floats(plan.scratch.get_size());
+  float* const scratch = rooms.get(3, plan.scratch.get_size());
   const int x = output == 0 ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC;
   const int w = output == 1 ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS;
   const int y = output == 2 ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST;
-  plan.primitive.execute(
-      stream, {{x, memory[0]},
-               {w, memory[1]},
-               {y, memory[2]},
-               {DNNL_ARG_SCRATCHPAD, Memory(plan.scratch, engine(), scratch.write().data)}});
-  if (own[output].defined()) {
-    reorder(plan.chosen[output], static_cast<const float*>(memory[output].get_data_handle()),
-            plan.given[output], data[output], stream);
+  plan.primitive.execute(stream, {{x, memory[0]},
+                                  {w, memory[1]},
+                                  {y, memory[2]},
+                                  {DNNL_ARG_SCRATCHPAD, Memory(plan.scratch, engine(), scratch)}});
+  const auto* made = static_cast<const float*>(memory[output].get_data_handle());
+  if (made != data[output]) {
+    reorder(plan.chosen[output], made, plan.given[output], data[output], stream);
   }
   stream.wait();
 }

@@ -10,21 +10,21 @@ constexpr Size2 three{3, 3}, one{1, 1};
 constexpr ConvOptions same{.padding = {1, 1}};
 
 ConvOdeStage make_stage(std::int64_t in, std::int64_t out, bool first, const OdeOptions& options,
-                        Random& random) {
+                        Random& random, double kernel_deviation) {
   const DType high = options.precision.accumulate;
   ConvLayerOptions layer{.dtype = high};
   layer.conv.padding = first ? same.padding : Size2{0, 0};
   layer.conv.mode = options.precision.matmul;
   // In this order: arguments of a call would be evaluated in any.
   Conv2d conv(in, out, first ? three : one, random, layer);
-  const ConvField field(out, random, high);
+  const ConvField field(out, random, high, kernel_deviation);
   return {conv, InstanceNorm2d(out, {.dtype = high}), !first, NeuralOde<ConvField>(field, options)};
 }
 
 }  // namespace
 
-ConvField::ConvField(std::int64_t channels, Random& random, DType dtype)
-    : kernel(intervals, {channels, channels, 3, 3}, init::normal(0.0, 0.1), random, dtype),
+ConvField::ConvField(std::int64_t channels, Random& random, DType dtype, double deviation)
+    : kernel(intervals, {channels, channels, 3, 3}, init::normal(0.0, deviation), random, dtype),
       bias(intervals, {channels}, init::zeros, random, dtype) {
   prefix_names("kernel", kernel.parameters());
   prefix_names("bias", bias.parameters());
@@ -37,7 +37,7 @@ Var ConvField::operator()(const Var& t, const Var& y) const {
 }
 
 ConvOdeNet::ConvOdeNet(std::int64_t width, std::int64_t classes, int steps, const OdeOptions& given,
-                       Random& random)
+                       Random& random, double kernel_deviation)
     : precision_(given.precision),
       times_(linspace(0, 1, steps)),
       stages_([&] {
@@ -45,7 +45,7 @@ ConvOdeNet::ConvOdeNet(std::int64_t width, std::int64_t classes, int steps, cons
         options.save = Save::last();
         std::vector<ConvOdeStage> stages;
         for (std::int64_t in = 3, out = width; stages.size() < 3; in = out, out *= 2) {
-          stages.push_back(make_stage(in, out, stages.empty(), options, random));
+          stages.push_back(make_stage(in, out, stages.empty(), options, random, kernel_deviation));
           ConvOdeStage& stage = stages.back();
           prefix_names("conv", stage.conv.parameters());
           prefix_names("norm", stage.norm.parameters());

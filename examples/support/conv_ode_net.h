@@ -17,10 +17,11 @@ namespace halftape::examples {
 // f(t, y) = -K_i^T(normalise(relu(K_i y + b_i))), i = floor(4 t): 3 x 3 kernels that are constant
 // on quarters of [0, 1], and transposed ones with the same weights.
 struct ConvField {
-  WeightBank kernel;  // [4, c, c, 3, 3], one draw N(0, 0.1^2) for all four
+  WeightBank kernel;  // [4, c, c, 3, 3], one draw N(0, deviation^2) for all four
   WeightBank bias;    // [4, c], from 0
 
-  ConvField(std::int64_t channels, Random& random, DType dtype = DType::f32);
+  ConvField(std::int64_t channels, Random& random, DType dtype = DType::f32,
+            double deviation = 0.1);
   Var operator()(const Var& t, const Var& y) const;
   Parameters parameters() const { return join({kernel.parameters(), bias.parameters()}); }
 };
@@ -40,7 +41,7 @@ class ConvOdeNet {
  public:
   // options.precision decides the dtypes of everything; options.save is set to the end.
   ConvOdeNet(std::int64_t width, std::int64_t classes, int steps, const OdeOptions& options,
-             Random& random);
+             Random& random, double kernel_deviation = 0.1);
 
   struct Output {
     Var logits;                     // [batch, classes], f32 (f64 for f64)

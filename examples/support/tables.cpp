@@ -11,7 +11,6 @@
 #include <halftape/core/random.h>
 #include <halftape/nn/correlated_mixture.h>
 #include <halftape/nn/table_formats.h>
-#include "examples/support/hdf5.h"
 
 namespace halftape::examples {
 namespace {
@@ -187,8 +186,23 @@ fs::path need(const std::string& set, const fs::path& path, const std::string& f
 
 Tables read_tables(const std::string& set, const fs::path& path) {
   if (set == "bsds300") {
-    Tables tables = read_hdf5(need(set, path, "BSDS300", "BSDS300.hdf5"));
-    tables.name = set;
+    const fs::path file = need(set, path, "BSDS300", "BSDS300.hdf5");
+    const std::vector<std::uint8_t> bytes = read_bytes(file);
+    const auto read = [&](const char* dataset) {
+      return parse_hdf5(bytes, dataset, file.string()).to(DType::f32);
+    };
+    Tables tables{.name = set,
+                  .stand_in = false,
+                  .train = read("train"),
+                  .validation = read("validation"),
+                  .test = read("test")};
+    const std::int64_t columns = tables.train.shape()[1];
+    if (tables.validation.shape()[1] != columns || tables.test.shape()[1] != columns) {
+      refuse(set,
+             fmt::format("{}, {} and {} columns", columns, tables.validation.shape()[1],
+                         tables.test.shape()[1]),
+             "as many in each of train, validation and test");
+    }
     return tables;
   }
   if (set == "hepmass") {

@@ -40,6 +40,6 @@ int main(int count, char** arguments) {
   write("csv", "header", bytes_of("# label,f0,f1\n1.0,-2.5e-1,3\n0,4,5,\n"));
   write("csv", "plain", bytes_of("1, 2\r\n3 ,4\r\n"));
   write("hdf5", "f4", bsds300_like());
-  write("hdf5", "f8", bsds300_like(H5T_IEEE_F64LE, Hdf5Storage::chunked));
+  write("hdf5", "f8", bsds300_like(H5T_IEEE_F64LE));
   write("hdf5", "gzip", bsds300_like(H5T_IEEE_F32LE, Hdf5Storage::gzip));
 }

@@ -110,6 +110,8 @@ Json parse_header(const std::string& source, const std::string& text) {
     return Json::parse(text, watch);
   } catch (const Json::parse_error& error) {
     damaged(source, "the header is not JSON from byte {} on", error.byte);
+  } catch (const Json::out_of_range&) {
+    damaged(source, "the header has a number no f64 can hold");
   }
 }
 

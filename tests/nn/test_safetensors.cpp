@@ -117,6 +117,7 @@ TEST_CASE("each fault of a file is named") {
   CHECK(refusal(file_of("[1]")) == "the header does not begin with '{'");
   CHECK(refusal(file_of("{\"a\":")) == "the header is not JSON from byte 6 on");
   CHECK(refusal(file_of("{\"\xff\":1}")) == "the header is not JSON from byte 3 on");
+  CHECK(refusal(file_of("{\"a\":1e999}")) == "the header has a number no f64 can hold");
   CHECK(refusal(file_of("{}{}")) == "the header is not JSON from byte 3 on");
   CHECK(refusal(file_of("{\"a\":[[[1]]]}")) ==
         "the header is nested deeper than the format allows");

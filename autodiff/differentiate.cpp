@@ -164,7 +164,7 @@ void remove_dead_code(Program& program, std::span<const ValueId> keep) {
 
 void remove_common_subexpressions(Program& program) {
   using Key = std::tuple<const OpDef*, std::vector<ValueId>, DType, std::vector<std::int64_t>,
-                         std::vector<std::int64_t>, unsigned, int, bool, Transpose, MatmulMode>;
+                         std::vector<std::int64_t>, unsigned, int, bool, double, Transpose, MatmulMode>;
   std::map<Key, std::vector<ValueId>> known;
   std::vector<ValueId> ids(program.values.size());
   for (std::size_t v = 0; v < ids.size(); ++v) {
@@ -196,6 +196,7 @@ void remove_common_subexpressions(Program& program) {
               a.axes,
               a.axis,
               a.keep_axes,
+              a.number,
               a.transpose,
               a.matmul_mode};
       const auto [found, is_new] =

@@ -1,6 +1,7 @@
 #include "halftape/autodiff/ops.h"
 
 #include "halftape/autodiff/op_list.h"
+#include "halftape/autodiff/recording.h"
 #include "halftape/core/check.h"
 
 namespace halftape {
@@ -16,9 +17,6 @@ DType Argument::dtype_or(DType fallback) const {
   return var_ != nullptr ? var_->dtype() : tensor_ != nullptr ? tensor_->dtype() : fallback;
 }
 
-namespace {
-
-// Puts operands on one tape; plain numbers take the dtype of the first operand that has one.
 std::vector<Var> on_one_tape(std::string_view op,
                              std::initializer_list<const Argument*> arguments) {
   Tape* tape = nullptr;
@@ -42,6 +40,33 @@ std::vector<Var> on_one_tape(std::string_view op,
   }
   return vars;
 }
+
+void require_one_dtype(std::string_view op, std::span<const Var> operands) {
+  const Var* first = nullptr;
+  for (const Var& operand : operands) {
+    if (!is_floating(operand.dtype())) {
+      continue;
+    }
+    first = first == nullptr ? &operand : first;
+    if (operand.dtype() != first->dtype()) {
+      throw_error<DTypeError>(
+          "{}: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, "
+          "DType::{}) on the side you mean.",
+          op, first->dtype(), operand.dtype(), first->dtype());
+    }
+  }
+}
+
+ImageBackend& images(const OpDef& op, const Execution& execution) {
+  ImageBackend* images = execution.backend.images();
+  if (images == nullptr) {
+    throw_error<DeviceError>("{}: this device has no image functions. Fix: use to(Device::cpu()).",
+                             op.name);
+  }
+  return *images;
+}
+
+namespace {
 
 template <class Op>
 Var unary(const Var& x) {
@@ -116,13 +141,7 @@ Var where(const Var& condition, const Argument& a, const Argument& b) {
 
 Var matmul(const Argument& a, const Argument& b, Transpose transpose) {
   const std::vector<Var> vars = on_one_tape("matmul", {&a, &b});
-  if (vars[0].dtype() != vars[1].dtype()) {
-    throw_error<DTypeError>(
-        "matmul: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, "
-        "DType::{}) on the side you "
-        "mean.",
-        vars[0].dtype(), vars[1].dtype(), vars[0].dtype());
-  }
+  require_one_dtype("matmul", vars);
   Attributes attributes;
   attributes.dtype = vars[0].dtype();
   attributes.transpose = transpose;

@@ -219,7 +219,10 @@ std::span<const OpDef* const> all_ops() {
          {&ops::cast(), &ops::stop_gradient(), &ops::reshape(), &ops::broadcast_to(),
           &ops::sum_to(), &ops::transpose(), &ops::slice(), &ops::pad(), &ops::concatenate(),
           &ops::gather(), &ops::scatter_add(), &ops::sum(), &ops::mean(), &ops::reduce_max(),
-          &ops::reduce_min(), &ops::logsumexp(), &ops::argmax(), &ops::matmul()}) {
+          &ops::reduce_min(), &ops::logsumexp(), &ops::argmax(), &ops::matmul(),
+          &ops::conv2d(), &ops::conv_transpose2d(), &ops::conv2d_weights(), &ops::normalise(),
+          &ops::normalise_pullback(), &ops::average_pool2d(), &ops::average_unpool2d(),
+          &ops::dropout()}) {
       result.push_back(op);
     }
     return result;

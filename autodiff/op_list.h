@@ -38,6 +38,14 @@ const OpDef& reduce_min();
 const OpDef& logsumexp();
 const OpDef& argmax();
 const OpDef& matmul();
+const OpDef& conv2d();
+const OpDef& conv_transpose2d();
+const OpDef& conv2d_weights();
+const OpDef& normalise();
+const OpDef& normalise_pullback();
+const OpDef& average_pool2d();
+const OpDef& average_unpool2d();
+const OpDef& dropout();
 
 }  // namespace ops
 

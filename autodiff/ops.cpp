@@ -3,6 +3,7 @@
 #include <array>
 
 #include "halftape/autodiff/op_list.h"
+#include "halftape/autodiff/recording.h"
 #include "halftape/core/check.h"
 
 namespace halftape {
@@ -18,13 +19,8 @@ DType Argument::dtype_or(DType fallback) const {
   return var_ != nullptr ? var_->dtype() : tensor_ != nullptr ? tensor_->dtype() : fallback;
 }
 
-namespace {
-
-// Puts operands on one tape; plain numbers take the dtype of the first operand that has one.
-template <class... Arguments>
-std::array<Var, sizeof...(Arguments)> on_one_tape(std::string_view op,
-                                                  const Arguments&... argument_pack) {
-  const std::array<const Argument*, sizeof...(Arguments)> arguments{&argument_pack...};
+void on_one_tape(std::string_view op, std::span<const Argument* const> arguments,
+                 std::span<Var> vars) {
   Tape* tape = nullptr;
   for (const Argument* argument : arguments) {
     if (argument->var() != nullptr && tape == nullptr) {
@@ -40,12 +36,37 @@ std::array<Var, sizeof...(Arguments)> on_one_tape(std::string_view op,
     const DType dtype = argument->dtype_or(DType::boolean);
     number_dtype = number_dtype == DType::boolean ? dtype : number_dtype;
   }
-  std::array<Var, sizeof...(Arguments)> vars;
   for (std::size_t k = 0; k < vars.size(); ++k) {
     vars[k] = arguments[k]->on(*tape, number_dtype);
   }
-  return vars;
 }
+
+void require_one_dtype(std::string_view op, std::span<const Var> operands) {
+  const Var* first = nullptr;
+  for (const Var& operand : operands) {
+    if (!is_floating(operand.dtype())) {
+      continue;
+    }
+    first = first == nullptr ? &operand : first;
+    if (operand.dtype() != first->dtype()) {
+      throw_error<DTypeError>(
+          "{}: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, "
+          "DType::{}) on the side you mean.",
+          op, first->dtype(), operand.dtype(), first->dtype());
+    }
+  }
+}
+
+ImageBackend& images(const OpDef& op, const Execution& execution) {
+  ImageBackend* images = execution.backend.images();
+  if (images == nullptr) {
+    throw_error<DeviceError>("{}: this device has no image functions. Fix: use to(Device::cpu()).",
+                             op.name);
+  }
+  return *images;
+}
+
+namespace {
 
 template <class Op>
 Var unary(const Var& x) {
@@ -54,7 +75,9 @@ Var unary(const Var& x) {
 
 template <class Op, class... Arguments>
 Var nary(const Arguments&... arguments) {
-  const auto vars = on_one_tape(Op::name, arguments...);
+  const Argument* const list[] = {&arguments...};
+  std::array<Var, sizeof...(Arguments)> vars;
+  on_one_tape(Op::name, list, vars);
   return vars[0].tape().record(ops::elementwise(scalar_op_index<Op>()), vars);
 }
 
@@ -119,14 +142,10 @@ Var where(const Var& condition, const Argument& a, const Argument& b) {
 }
 
 Var matmul(const Argument& a, const Argument& b, Transpose transpose) {
-  const auto vars = on_one_tape("matmul", a, b);
-  if (vars[0].dtype() != vars[1].dtype()) {
-    throw_error<DTypeError>(
-        "matmul: operands are {} and {}; dtypes are never promoted silently. Fix: cast(x, "
-        "DType::{}) on the side you "
-        "mean.",
-        vars[0].dtype(), vars[1].dtype(), vars[0].dtype());
-  }
+  const Argument* const arguments[] = {&a, &b};
+  std::array<Var, 2> vars;
+  on_one_tape("matmul", arguments, vars);
+  require_one_dtype("matmul", vars);
   Attributes attributes;
   attributes.dtype = vars[0].dtype();
   attributes.transpose = transpose;

@@ -21,6 +21,7 @@ class Argument {
   Argument(double number) : number_(number) {}          // NOLINT(google-explicit-constructor)
 
   const Var* var() const { return var_; }
+  const Tensor* tensor() const { return tensor_; }
   Var on(Tape& tape, DType number_dtype) const;
   DType dtype_or(DType fallback) const;
 

@@ -19,7 +19,9 @@ class Recording {
         values_(program.values.size()),
         operands_(program.operands.size()),
         instructions_(program.instructions.size()),
-        constants_(program.constants.size()) {}
+        constants_(program.constants.size()),
+        types_(program.types.size()),
+        attributes_(program.attributes.size()) {}
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
   ~Recording() {
@@ -27,6 +29,8 @@ class Recording {
       cut(program_.values, values_);
       cut(program_.operands, operands_);
       cut(program_.instructions, instructions_);
+      program_.types.cut(types_);
+      program_.attributes.cut(attributes_);
       cut(program_.constants, constants_);
       cut(tensors_, values_);
     }
@@ -41,6 +45,7 @@ class Recording {
   Program& program_;
   std::vector<Tensor>& tensors_;
   std::size_t values_, operands_, instructions_, constants_;
+  std::int32_t types_, attributes_;
   bool kept_ = false;
 };
 

@@ -11,6 +11,7 @@
 #include <span>
 
 #include "halftape/core/device.h"
+#include "halftape/core/image_backend.h"
 #include "halftape/core/scalar_ops.h"
 #include "halftape/core/tensor.h"
 
@@ -84,6 +85,12 @@ class Backend {
   virtual void linear_combination(Array dst, std::span<const Term> terms, DType accumulate) = 0;
   virtual Statistics statistics(ConstArray src) = 0;
   virtual double dot(ConstArray a, ConstArray b) = 0;  // summed in f64
+  // dst[i] = keep[i] ? src[i] / (1 - probability) : 0, where keep[i] is true with probability
+  // 1 - probability and a function of (seed, step, i) alone (Random's blocks: stream = step).
+  virtual void dropout(Array dst, ConstArray src, double probability, std::int64_t seed,
+                       std::int64_t step) = 0;
+  // Convolution, pooling, normalisation; nullptr on a device that has none.
+  virtual ImageBackend* images() { return nullptr; }
 };
 
 Backend& cpu_backend();

@@ -77,6 +77,11 @@ class CpuBackend final : public Backend {
     cpu::matmul(dst, lhs, rhs, sizes);
   }
   double dot(ConstArray a, ConstArray b) override { return cpu::dot(a, b); }
+  void dropout(Array dst, ConstArray src, double probability, std::int64_t seed,
+               std::int64_t step) override {
+    cpu::dropout(dst, src, probability, seed, step);
+  }
+  ImageBackend* images() override { return &cpu::images(); }
 
   void gather(Array dst, ConstArray src, ConstArray indices, const GatherSizes& s) override {
     const std::int64_t bytes = s.inner * size_of(src.dtype);

@@ -112,5 +112,9 @@ void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_st
                   const Shape& extent);
 void matmul(Array dst, ConstArray lhs, ConstArray rhs, const MatmulSizes& sizes);
 double dot(ConstArray a, ConstArray b);
+void dropout(Array dst, ConstArray src, double probability, std::int64_t seed, std::int64_t step);
+void convolve(ConvResult result, Array dst, ConstArray lhs, ConstArray rhs, ConstArray bias,
+              const ConvSizes& sizes);
+ImageBackend& images();
 
 }  // namespace halftape::cpu

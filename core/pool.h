@@ -18,7 +18,7 @@ class Pool {
       return last_;
     }
     if (2 * (items_.size() + 1) > slots_.size()) {
-      grow();
+      place(slots_.empty() ? 16 : 2 * slots_.size());
     }
     std::int32_t& slot = slot_of(item);
     if (slot == free) {
@@ -29,6 +29,12 @@ class Pool {
   }
   const T& operator[](std::int32_t index) const { return *items_[std::size_t(index)]; }
   std::int32_t size() const { return std::int32_t(items_.size()); }
+  void cut(std::int32_t size) {  // forgets the items from index `size` on
+    if (std::size_t(size) < items_.size()) {
+      items_.resize(std::size_t(size));
+      place(slots_.size());
+    }
+  }
 
  private:
   static constexpr std::int32_t free = -1;
@@ -43,8 +49,8 @@ class Pool {
     }
     return slots_[at];
   }
-  void grow() {
-    slots_.assign(slots_.empty() ? 16 : 2 * slots_.size(), free);
+  void place(std::size_t slots) {  // every item
+    slots_.assign(slots, free);
     for (std::size_t i = 0; i < items_.size(); ++i) {
       slot_of(*items_[i]) = std::int32_t(i);
     }

@@ -49,10 +49,12 @@ struct Payload {
 struct Attributes {
   DType dtype = DType::f32;  // of the result, where it does not follow from the operands
   Shape shape;               // of the result (reshape, broadcast, slice)
-  Shape::Sizes offsets{};    // begin of a slice, room in front of a pad, permutation of a transpose
+  Shape::Sizes offsets{};    // begin of a slice, room in front of a pad, permutation of a
+                             // transpose, geometry of a convolution or pooling
   unsigned axes = 0;         // reduced axes, as bits
   int axis = 0;              // gather, concatenate
   bool keep_axes = false;    // reduced axes stay with size 1
+  double number = 0;         // epsilon of a normalisation, probability of a dropout
   Transpose transpose = Transpose::none;
   MatmulMode matmul_mode = MatmulMode::ieee;
   std::shared_ptr<const Payload> payload;

@@ -11,6 +11,8 @@
 #include "examples/support/options.h"
 #include "examples/support/plot.h"
 #include "examples/support/report.h"
+#include "examples/support/run_folder.h"
+#include "examples/support/training.h"
 #include "halftape/nn/loss_scaler.h"
 #include "halftape/nn/losses.h"
 #include "halftape/nn/neural_ode.h"
@@ -63,18 +65,6 @@ std::pair<std::vector<double>, std::vector<double>> make_data(Random& random) {
   return {exact, noisy};
 }
 
-Scaling scaling_of(const Options& options) {
-  if (options.scaling == "dynamic") {
-    return Scaling::dynamic();
-  }
-  if (options.scaling == "fixed") {
-    return Scaling::fixed(int(options.scale_exponent));
-  }
-  // global: overflows must reach the loss scaler as non-finite gradients
-  return Scaling::none(options.scaling == "global" ? Scaling::Overflow::propagate
-                                                   : Scaling::Overflow::fail);
-}
-
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -116,13 +106,24 @@ void run(const Options& options) {
   };
   const double loss_first = evaluate().first;
 
-  std::vector<double> iterations, losses, lowest, highest;
   std::int64_t retries = 0, vjps = 0, stored_bytes = 0;
   double seconds_forward = 0, seconds_backward = 0;
+  Checkpoint checkpoint;
+  checkpoint.add("model", ode.parameters())
+      .add("optimiser", optimiser)
+      .add("loss_scaler", loss_scaler)
+      .add("random", random)
+      .add("retries", retries)
+      .add("vjps", vjps)
+      .add("stored_bytes", stored_bytes)
+      .add("seconds_forward", seconds_forward)
+      .add("seconds_backward", seconds_backward);
+  RunFolder folder(options);
+  const std::int64_t done = folder.start(checkpoint);
   reset_peak_memory();
   {
-    Progress progress("training", options.iterations);
-    for (std::int64_t iteration = 0; iteration < options.iterations; ++iteration) {
+    Progress progress("training", options.iterations, done);
+    for (std::int64_t iteration = done; iteration < options.iterations; ++iteration) {
       // Windows start at random points of the data: [batch, 2], then [steps + 1, batch, 2].
       std::vector<std::int64_t> starts(std::size_t(options.batch));
       random.integers(DType::i64, starts.data(), options.batch, 0, points - options.steps);
@@ -165,23 +166,26 @@ void run(const Options& options) {
       retries += report.retries();
       vjps += report.vjps;
       stored_bytes = report.stored_bytes;
-      iterations.push_back(double(iteration));
-      losses.push_back(loss.value().item());
       const auto by_exponent = [](const LedgerEntry& a, const LedgerEntry& b) {
         return a.min_exponent < b.min_exponent;
       };
       const auto [low, top] =
           std::minmax_element(report.ledger.begin(), report.ledger.end(), by_exponent);
-      lowest.push_back(low->min_exponent +
-                       (options.scaling == "global" ? loss_scaler.exponent() : 0));
-      highest.push_back(top->max_exponent +
-                        (options.scaling == "global" ? loss_scaler.exponent() : 0));
-      progress.update(iteration + 1,
-                      fmt::format("loss {:.4f}  scale 2^{:.0f}", losses.back(), highest.back()));
+      const int outer = options.scaling == "global" ? loss_scaler.exponent() : 0;
+      const double value = loss.value().item();
+      folder.log(iteration + 1, {{"loss", value},
+                                 {"scale_exponent_min", low->min_exponent + outer},
+                                 {"scale_exponent_max", top->max_exponent + outer}});
+      folder.save_if_due(iteration + 1, checkpoint);
+      progress.update(iteration + 1, value, top->max_exponent + outer);
     }
   }
   const std::int64_t peak_bytes = memory_stats().peak_bytes;
   const auto [loss_last, learned] = evaluate();
+  const std::vector<double> iterations = folder.column("iteration");
+  const std::vector<double> losses = folder.column("loss");
+  const std::vector<double> lowest = folder.column("scale_exponent_min");
+  const std::vector<double> highest = folder.column("scale_exponent_max");
   const std::int64_t stored_f32 = options.batch * 2 * options.steps * size_of(DType::f32);
   const double scale_low = *std::min_element(lowest.begin(), lowest.end());
   const double scale_high = *std::max_element(highest.begin(), highest.end());
@@ -253,11 +257,13 @@ void run(const Options& options) {
 int main(int argc, char** argv) {
   OptionSpec spec{.example = "spiral",
                   .about = "Learns a spiral from noisy samples in half precision."};
-  spec.flags = {Flag::precision,  Flag::scaling, Flag::scale_exponent, Flag::method,  Flag::steps,
-                Flag::iterations, Flag::batch,   Flag::seed,           Flag::threads, Flag::device,
-                Flag::out,        Flag::json};
+  spec.flags = {
+      Flag::precision,  Flag::scaling, Flag::scale_exponent, Flag::method,           Flag::steps,
+      Flag::iterations, Flag::batch,   Flag::seed,           Flag::threads,          Flag::device,
+      Flag::out,        Flag::json,    Flag::resume,         Flag::checkpoint_every, Flag::quick};
   spec.defaults.steps = 9;  // windows of ten points
   spec.defaults.iterations = 4000;
   spec.defaults.batch = 20;
+  spec.quick = [](Options& o) { o.iterations = 200; };
   return run_example(spec, argc, argv, run);
 }

@@ -79,6 +79,11 @@ void prefix_names(std::string_view prefix, const Parameters& parameters) {
   }
 }
 
+Var parameter_as(const Var& x, const Parameter& parameter) {
+  const Var value = x.tape().parameter(parameter);
+  return value.dtype() == x.dtype() ? value : cast(value, x.dtype());
+}
+
 std::string_view name(Activation activation) { return activations[std::size_t(activation)].second; }
 
 Activation parse_activation(std::string_view text) {

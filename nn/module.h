@@ -34,6 +34,9 @@ Parameters join(std::initializer_list<Parameters> parts);
 // constructor of the module that owns them.
 void prefix_names(std::string_view prefix, const Parameters& parameters);
 
+// The parameter on x's tape, cast to x's dtype where it has another.
+Var parameter_as(const Var& x, const Parameter& parameter);
+
 enum class Activation { tanh, relu, sigmoid, softplus, gelu, silu, identity };
 std::string_view name(Activation activation);
 Activation parse_activation(std::string_view text);  // ValueError that lists the known names

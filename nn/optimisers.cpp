@@ -244,6 +244,8 @@ void require_gradient(std::string_view title, const Parameter& parameter, const 
 
 }  // namespace
 
+std::string_view name(const UpdateRule& rule) { return title(rule); }
+
 Optimiser::Optimiser(Parameters parameters, UpdateRule rule)
     : parameters_(std::move(parameters)), rule_(rule) {
   std::visit([](const auto& r) { require_options(r); }, rule_);
@@ -329,14 +331,12 @@ void Optimiser::step(std::span<const Tensor* const> gradients) {
   }
 }
 
-std::vector<NamedTensor> Optimiser::state() const {
+NamedTensors Optimiser::state() const {
   const std::vector<std::string_view> names = buffer_names(rule_);
-  std::vector<NamedTensor> result;
+  NamedTensors result;
   for (std::size_t k = 0; k < parameters_.size(); ++k) {
     const std::string& parameter = parameters_[k].name();
-    Tensor steps = Tensor::empty({}, DType::i64);
-    steps.write<std::int64_t>()[0] = progress_[k].steps;
-    result.push_back({parameter + "/step", steps});
+    result.push_back(scalar(parameter + "/step", progress_[k].steps));
     for (std::size_t b = 0; b < names.size(); ++b) {
       result.push_back({fmt::format("{}/{}", parameter, names[b]), progress_[k].buffers[b]});
     }
@@ -371,7 +371,7 @@ void Optimiser::restore(std::span<const NamedTensor> state) {
     }
     return value;
   };
-  const std::vector<NamedTensor> needed = this->state();
+  const NamedTensors needed = this->state();
   const NamedTensor* need = needed.data();
   for (Progress& progress : restored) {
     progress.steps = take(*need++).values<std::int64_t>()[0];

@@ -19,6 +19,7 @@
 
 #include "halftape/autodiff/tape.h"
 #include "halftape/nn/module.h"
+#include "halftape/nn/state.h"
 
 namespace halftape {
 
@@ -62,10 +63,7 @@ struct AdamW {
 
 using UpdateRule = std::variant<Sgd, RmsProp, Adam, AdamW>;
 
-struct NamedTensor {
-  std::string name;
-  Tensor value;
-};
+std::string_view name(const UpdateRule& rule);  // "sgd", "rmsprop", "adam", "adamw"
 
 class Optimiser {
  public:
@@ -88,7 +86,7 @@ class Optimiser {
 
   // What a checkpoint keeps beside the rule: "<parameter>/step" (i64) and the buffers under
   // PyTorch's names, as "<parameter>/exp_avg".
-  std::vector<NamedTensor> state() const;
+  NamedTensors state() const;
   // Exactly the tensors of state(), in any order; else ValueError, ShapeError or DTypeError.
   void restore(std::span<const NamedTensor> state);
 

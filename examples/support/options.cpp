@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
@@ -13,6 +14,8 @@
 #include <filesystem>
 #include <limits>
 #include <memory>
+
+#include "examples/support/run_folder.h"
 
 namespace halftape::examples {
 namespace {
@@ -24,8 +27,14 @@ struct Slot {
   std::string name;
   std::string text;
   std::function<void(const std::string&)> accept;
+  std::function<std::string()> value;
+  bool quoted = false;  // in config.json
   CLI::Option* option = nullptr;
 };
+
+// Flags that change where and when, and no number.
+constexpr std::array without_numbers{"--out",     "--json", "--resume", "--checkpoint-every",
+                                     "--threads", "--sweep"};
 
 std::string joined(const std::vector<std::string>& words) {
   return fmt::format("{}", fmt::join(words, ", "));
@@ -60,9 +69,41 @@ class Parser {
           "Fix: see {0} --help.",
           spec_.example, error.what()));
     }
+    Slot* quick = find("--quick");
+    if (quick != nullptr && quick->option->count() > 0) {
+      options_.quick = true;
+      if (spec_.quick) {
+        spec_.quick(options_);
+      }
+    }
+    Slot* resume = find("--resume");
+    if (resume != nullptr && resume->option->count() > 0) {
+      resume->accept(resume->text);
+      take_config_of_run();
+    }
+    const bool resumed = !options_.resume.empty();
     for (auto& slot : slots_) {
       if (slot->option->count() > 0) {
+        const std::string before = slot->value();
         slot->accept(slot->text);
+        if (resumed && decides_numbers(*slot) && slot->value() != before) {
+          throw UsageError(fmt::format(
+              "{}: another {} than the run has - got '{}', need '{}' as in {}/config.json. Fix: "
+              "leave {} out.",
+              spec_.example, slot->name, slot->text, before, options_.out, slot->name));
+        }
+        if (resumed && slot->name == "--out" && !same_folder(before, slot->text)) {
+          throw UsageError(fmt::format(
+              "{}: --out is not the folder of the run - got '{}', need '{}' or none with "
+              "--resume. Fix: leave --out out.",
+              spec_.example, slot->text, before));
+        }
+      }
+    }
+    options_.example = spec_.example;
+    for (const auto& slot : slots_) {
+      if (decides_numbers(*slot)) {
+        options_.config.push_back({slot->name.substr(2), slot->value(), slot->quoted});
       }
     }
     return options_;
@@ -73,26 +114,79 @@ class Parser {
   }
 
  private:
-  void add(const std::string& name, const std::string& help, const std::string& type,
-           const std::string& default_text, std::function<void(const std::string&)> accept) {
+  Slot* find(const std::string& name) {
+    for (auto& slot : slots_) {
+      if (slot->name == name) {
+        return slot.get();
+      }
+    }
+    return nullptr;
+  }
+
+  static bool decides_numbers(const Slot& slot) {
+    return std::find(without_numbers.begin(), without_numbers.end(), slot.name) ==
+           without_numbers.end();
+  }
+
+  static bool same_folder(const std::string& a, const std::string& b) {
+    std::error_code error;
+    return a == b || fs::equivalent(a, b, error);
+  }
+
+  void take_config_of_run() {
+    try {
+      options_.out = run_folder_of(options_.resume).string();
+      for (const ConfigEntry& entry : read_config(options_.out, spec_.example)) {
+        Slot* slot = find("--" + entry.name);
+        if (slot == nullptr || !decides_numbers(*slot)) {
+          throw std::runtime_error(fmt::format("its config.json has an unknown '{}'", entry.name));
+        }
+        if (slot->value() != entry.value) {
+          slot->accept(entry.value);
+        }
+      }
+    } catch (const std::exception& error) {
+      throw UsageError(
+          fmt::format("{}: --resume cannot be followed - got '{}' ({}), need a run folder of {} or "
+                      "a checkpoint "
+                      "in it. Fix: pass the folder named by --out in that run.",
+                      spec_.example, options_.resume, error.what(), spec_.example));
+    }
+  }
+
+  Slot& add(const std::string& name, const std::string& help, const std::string& type,
+            const std::string& default_text, std::function<void(const std::string&)> accept,
+            std::function<std::string()> value) {
     slots_.push_back(std::make_unique<Slot>());
     Slot& slot = *slots_.back();
     slot.name = name;
     slot.accept = std::move(accept);
+    slot.value = std::move(value);
     const std::string fallback = default_text.empty() ? "" : " (default " + default_text + ")";
-    slot.option = app_.add_option(name, slot.text, help + fallback)->type_name(type);
+    slot.option = type.empty() ? app_.add_flag(name, help)
+                               : app_.add_option(name, slot.text, help + fallback)->type_name(type);
+    return slot;
+  }
+
+  void add_switch(const std::string& name, const std::string& help, bool* value) {
+    add(
+        name, help, "", "", [=](const std::string& text) { *value = text != "false"; },
+        [=] { return *value ? "true" : "false"; });
   }
 
   void add_choice(const std::string& name, const std::string& help, std::string* value,
                   const std::vector<std::string>& choices) {
     const std::string fallback = *value;
-    add(name, help + ": " + joined(choices), "NAME", fallback, [=, this](const std::string& text) {
+    const auto accept = [=, this](const std::string& text) {
       if (std::find(choices.begin(), choices.end(), text) == choices.end()) {
         throw UsageError(fmt::format("{}: unknown {} - got '{}', need one of {}. Fix: pass {} {}.",
                                      spec_.example, name, text, joined(choices), name, fallback));
       }
       *value = text;
-    });
+    };
+    add(name, help + ": " + joined(choices), "NAME", fallback, accept, [=] {
+      return *value;
+    }).quoted = true;
   }
 
   template <class T>
@@ -102,7 +196,7 @@ class Parser {
     const std::string shown = default_text.empty() ? fmt::format("{}", fallback) : default_text;
     const std::string fix =
         default_text.empty() ? fmt::format("pass {} {}", name, shown) : "leave " + name + " out";
-    add(name, help, "N", shown, [=, this](const std::string& text) {
+    const auto accept = [=, this](const std::string& text) {
       T parsed{};
       const char* end = text.data() + text.size();
       const auto [stop, error] = std::from_chars(text.data(), end, parsed);
@@ -126,18 +220,20 @@ class Parser {
       }
       throw UsageError(fmt::format("{}: {} - got '{}', need a {}{}. Fix: {}.", spec_.example, what,
                                    text, kind, bound, fix));
-    });
+    };
+    add(name, help, "N", shown, accept, [=] { return fmt::format("{}", *value); });
   }
 
   void add_path(const std::string& name, const std::string& help, const std::string& type,
                 std::string* value) {
-    add(name, help, type, *value, [=, this](const std::string& text) {
+    const auto accept = [=, this](const std::string& text) {
       if (text.empty()) {
         throw UsageError(fmt::format("{}: {} is empty - got '', need a path. Fix: leave {} out.",
                                      spec_.example, name, name));
       }
       *value = text;
-    });
+    };
+    add(name, help, type, *value, accept, [=] { return *value; }).quoted = true;
   }
 
   void add_common(Flag flag) {
@@ -169,11 +265,24 @@ class Parser {
       case Flag::device:
         return add_choice("--device", "where to compute", &o.device, spec_.devices);
       case Flag::out:
-        return add_path("--out", "folder for the pictures", "DIR", &o.out);
+        return add_path("--out", "folder for what the run writes", "DIR", &o.out);
       case Flag::json:
         return add_path("--json", "write the figures to this file", "FILE", &o.json);
       case Flag::resume:
-        return add_path("--resume", "continue from this checkpoint", "FILE", &o.resume);
+        return add_path("--resume",
+                        "continue the run of this folder, or from this checkpoint in it", "FILE",
+                        &o.resume);
+      case Flag::checkpoint_every:
+        return add_number("--checkpoint-every", "iterations between checkpoints",
+                          &o.checkpoint_every, one,
+                          o.checkpoint_every == 0 ? "a twentieth of the run" : "");
+      case Flag::data:
+        return add_path("--data", "folder or file of the data set", "PATH", &o.data);
+      case Flag::quick:
+        return add_switch("--quick", "a short run, to see that all works", &o.quick);
+      case Flag::sweep:
+        return add_switch("--sweep", "every configuration, as a table; continues where it stopped",
+                          &o.sweep);
     }
   }
 

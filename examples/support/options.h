@@ -10,7 +10,17 @@
 
 namespace halftape::examples {
 
+// One flag that decides the numbers of a run, with its value as text: a line of config.json.
+struct ConfigEntry {
+  std::string name = {};  // without dashes
+  std::string value = {};
+  bool quoted = false;  // a text, neither number nor bool
+
+  friend bool operator==(const ConfigEntry&, const ConfigEntry&) = default;
+};
+
 struct Options {
+  std::string example = {};  // filled in, as is config
   std::string precision = "f16";
   std::string scaling = "dynamic";
   std::int64_t scale_exponent = 0;
@@ -21,9 +31,14 @@ struct Options {
   std::uint64_t seed = 0;
   std::int64_t threads = 0;  // 0: every core
   std::string device = "cpu";
-  std::string out = {};     // folder for pictures, default out/<example>
+  std::string out = {};     // folder for pictures and runs, default out/<example>
   std::string json = {};    // empty: no JSON
-  std::string resume = {};  // empty: from the beginning
+  std::string resume = {};  // a run folder or one of its checkpoints; empty: from the beginning
+  std::int64_t checkpoint_every = 0;  // iterations; 0: twenty checkpoints a run
+  std::string data = {};              // folder or file of a data set
+  bool quick = false;                 // a short run of the same kind
+  bool sweep = false;                 // every configuration, as a table
+  std::vector<ConfigEntry> config = {};
 };
 
 enum class Flag {
@@ -40,6 +55,10 @@ enum class Flag {
   out,
   json,
   resume,
+  checkpoint_every,
+  data,
+  quick,
+  sweep,
 };
 
 // A flag only one example has. The value pointed to is the default.
@@ -57,6 +76,7 @@ struct OptionSpec {
   std::vector<Flag> flags = {};
   Options defaults = {};
   std::vector<OwnFlag> own_flags = {};
+  std::function<void(Options&)> quick = {};  // what --quick makes of the defaults
   std::vector<std::string> precisions = {"f64", "f32", "tf32", "f16", "bf16", "e5m2", "e4m3"};
   std::vector<std::string> scalings = {"none", "fixed", "dynamic", "global"};
   std::vector<std::string> methods = {"euler", "midpoint", "heun", "rk4", "rk38", "ssprk3"};
@@ -73,6 +93,8 @@ struct HelpRequest : std::runtime_error {
 };
 
 // Checks every value and that --out and --json can be written, and creates their folders.
+// --resume takes all values that decide numbers from the run's config.json: a flag given beside it
+// has to agree, and --out is the run's folder.
 // Throws UsageError or HelpRequest; leaves no new folder behind when it throws.
 Options parse_options(const OptionSpec& spec, const std::vector<std::string>& arguments);
 

@@ -38,7 +38,7 @@ bool drawable(double value, Axis axis) {
 }
 
 void append_number(std::string& out, double value, bool good) {
-  fmt::format_to(std::back_inserter(out), " {}", good ? fmt::format("{:.17g}", value) : "NaN");
+  fmt::format_to(std::back_inserter(out), " {}", good ? fmt::format("{:.9g}", value) : "NaN");
 }
 
 // Returns false when no point can be drawn: gnuplot would stop there.
@@ -46,11 +46,13 @@ bool append_data(std::string& out, const Panel& panel, const Series& series,
                  const std::string& block) {
   const bool arrow = series.mark == Mark::arrows;
   const std::size_t n = series.x.size();
-  if (series.y.size() != n || (arrow && (series.dx.size() != n || series.dy.size() != n))) {
+  const bool image = series.mark == Mark::image;
+  if (series.y.size() != n || (arrow && (series.dx.size() != n || series.dy.size() != n)) ||
+      (image && series.value.size() != n)) {
     throw std::runtime_error(fmt::format(
         "gnuplot_script: columns of series '{}' differ in length - got x {}, y {}, dx {}, dy {}, "
-        "need equal ones. Fix: append to all columns together.",
-        series.label, n, series.y.size(), series.dx.size(), series.dy.size()));
+        "value {}, need equal ones. Fix: append to all columns together.",
+        series.label, n, series.y.size(), series.dx.size(), series.dy.size(), series.value.size()));
   }
   bool any = false;
   out += "$" + block + " << EOD\n";
@@ -59,12 +61,18 @@ bool append_data(std::string& out, const Panel& panel, const Series& series,
     if (arrow) {
       good = good && std::isfinite(series.dx[i]) && std::isfinite(series.dy[i]);
     }
+    if (image) {
+      good = good && std::isfinite(series.value[i]);
+    }
     any = any || good;
     append_number(out, series.x[i], good);
     append_number(out, series.y[i], good);
     if (arrow) {
       append_number(out, series.dx[i], good);
       append_number(out, series.dy[i], good);
+    }
+    if (image) {
+      append_number(out, series.value[i], good);
     }
     out += '\n';
   }
@@ -88,6 +96,8 @@ std::string style(const Series& series, std::size_t index) {
       return "linespoints lw 1.5 pt 7 ps 0.6" + rgb;
     case Mark::steps:
       return "steps lw 2" + rgb;
+    case Mark::image:
+      return "image";
     case Mark::arrows:
       return "vectors filled head size screen 0.008,20,60 lw 1" + rgb;
   }
@@ -128,11 +138,13 @@ std::string draw_commands(const Picture& picture, int rows, int columns,
     for (std::size_t s = 0; s < panel.series.size(); ++s) {
       const Series& series = panel.series[s];
       const std::size_t index = color;
-      color += series.mark != Mark::arrows && series.color.empty();
+      color += series.mark != Mark::arrows && series.mark != Mark::image && series.color.empty();
       if (!blocks[p][s].empty()) {
+        const char* columns_used = series.mark == Mark::arrows  ? "1:2:3:4"
+                                   : series.mark == Mark::image ? "1:2:3"
+                                                                : "1:2";
         plots.push_back(
-            fmt::format("${} using {} with {} {}", blocks[p][s],
-                        series.mark == Mark::arrows ? "1:2:3:4" : "1:2", style(series, index),
+            fmt::format("${} using {} with {} {}", blocks[p][s], columns_used, style(series, index),
                         series.label.empty() ? "notitle" : "title " + quoted(series.label)));
       }
     }
@@ -191,6 +203,32 @@ void shorten_arrows(Series& series, double longest) {
   }
 }
 
+Series histogram(const std::vector<double>& points, std::pair<double, double> x_range,
+                 std::pair<double, double> y_range, int bins) {
+  Series series;
+  series.mark = Mark::image;
+  const auto cell = [bins](double value, std::pair<double, double> range) {
+    return std::floor((value - range.first) / (range.second - range.first) * bins);
+  };
+  const auto centre = [bins](int i, std::pair<double, double> range) {
+    return range.first + (range.second - range.first) * (i + 0.5) / bins;
+  };
+  for (int row = 0; row < bins; ++row) {
+    for (int column = 0; column < bins; ++column) {
+      series.x.push_back(centre(column, x_range));
+      series.y.push_back(centre(row, y_range));
+    }
+  }
+  series.value.resize(series.x.size(), 0.0);
+  for (std::size_t i = 0; i + 1 < points.size(); i += 2) {
+    const double column = cell(points[i], x_range), row = cell(points[i + 1], y_range);
+    if (column >= 0 && column < bins && row >= 0 && row < bins) {
+      ++series.value[std::size_t(row) * std::size_t(bins) + std::size_t(column)];
+    }
+  }
+  return series;
+}
+
 std::string gnuplot_script(const Picture& picture, const std::string& name) {
   const int panels = std::max<int>(1, static_cast<int>(picture.panels.size()));
   const int columns = std::clamp(picture.columns, 1, panels);
@@ -211,14 +249,17 @@ std::string gnuplot_script(const Picture& picture, const std::string& name) {
   }
   out +=
       "set border 3 lc rgb '#606060'\nset grid lc rgb '#d8d8d8' lw 1\n"
-      "set tics nomirror out scale 0.5\nset key noenhanced samplen 2 spacing 1.1 below\n";
+      "set tics nomirror out scale 0.5\nset key noenhanced samplen 2 spacing 1.1 below\n"
+      // White to dark blue, each step darker than the last: readable in grey too.
+      "unset colorbox\nset cbrange [0:*]\nset palette defined (0 '#ffffff', 1 '#a6d8f0', 2 "
+      "'#3a8fd0', 3 '#14458c', 4 '#061a40')\n";
   const std::string commands = draw_commands(picture, rows, columns, blocks);
   out += fmt::format(
       "set terminal pngcairo size {},{} font 'Sans,11' background 'white'\n"
       "set output prefix.{}\n{}unset output\n",
       width, height, quoted(name + ".png"), commands);
   out += fmt::format(
-      "set terminal svg size {},{} font 'Sans,11' background 'white'\n"
+      "set terminal svg standalone size {},{} font 'Sans,11' background 'white'\n"
       "set output prefix.{}\n{}unset output\n",
       width, height, quoted(name + ".svg"), commands);
   return out;

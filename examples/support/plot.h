@@ -9,7 +9,8 @@
 
 namespace halftape::examples {
 
-enum class Mark { line, dashed, points, line_points, steps, arrows };
+// image: a colour for each point of a grid, white where the value is zero.
+enum class Mark { line, dashed, points, line_points, steps, arrows, image };
 enum class Axis { linear, log2, log10 };
 enum class Aspect { free, equal };
 
@@ -20,7 +21,8 @@ struct Series {
   Mark mark = Mark::line;
   std::vector<double> dx = {};  // arrows only: x, y is the tail
   std::vector<double> dy = {};
-  std::string color = {};  // "#rrggbb"; empty: the next of the palette, grey for arrows
+  std::vector<double> value = {};  // image only
+  std::string color = {};          // "#rrggbb"; empty: the next of the palette, grey for arrows
 };
 
 struct Panel {
@@ -52,6 +54,11 @@ std::string gnuplot_script(const Picture& picture, const std::string& name);
 template <class Field>
 Series arrows(std::pair<double, double> x_range, std::pair<double, double> y_range, int count,
               Field field);
+
+// How many of the points, rows of two numbers, fall into each cell of a grid of bins x bins, as one
+// image. Points outside are left out.
+Series histogram(const std::vector<double>& points, std::pair<double, double> x_range,
+                 std::pair<double, double> y_range, int bins);
 
 // Writes <name>.gp, <name>.png and <name>.svg into the folder. False, with one line on standard
 // error, when gnuplot is missing or fails: a program does not stop for a picture.

@@ -1,15 +1,13 @@
 #include "examples/support/report.h"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <stdexcept>
+
+#include "halftape/core/file.h"
 
 namespace halftape::examples {
 namespace {
@@ -30,11 +28,22 @@ void name_non_finite(Json& value) {
   }
 }
 
-[[noreturn]] void cannot_write(const std::filesystem::path& path, int reason) {
-  throw std::runtime_error(fmt::format(
-      "write_json: the file cannot be written - got '{}' ({}), need a file in a folder this user "
-      "may write. Fix: pass --json with another path.",
-      path.string(), std::strerror(reason)));
+// "0.4 s", "12 s", "3 min 20 s", "5 h 02 min"
+std::string duration(double seconds) {
+  if (!(seconds < 1e9)) {
+    return "?";
+  }
+  if (seconds < 9.95) {
+    return fmt::format("{:.1f} s", seconds);
+  }
+  const auto whole = std::int64_t(seconds + 0.5);
+  if (whole < 60) {
+    return fmt::format("{} s", whole);
+  }
+  if (whole < 3600) {
+    return fmt::format("{} min {:02} s", whole / 60, whole % 60);
+  }
+  return fmt::format("{} h {:02} min", whole / 3600, whole % 3600 / 60);
 }
 
 }  // namespace
@@ -54,51 +63,13 @@ Json new_report(const std::string& example, const Options& options, std::int64_t
 void write_json(const std::filesystem::path& path, const Json& report) {
   Json finite = report;
   name_non_finite(finite);
-  const std::string text = finite.dump(2) + "\n";
-
-  std::error_code error;
-  if (path.has_parent_path()) {
-    std::filesystem::create_directories(path.parent_path(), error);
-  }
-  if (std::filesystem::is_directory(path, error)) {
-    cannot_write(path, EISDIR);
-  }
-  std::string temporary = path.string() + ".XXXXXX";
-  const int descriptor = mkstemp(temporary.data());
-  if (descriptor < 0) {
-    cannot_write(path, errno);
-  }
-  const mode_t mask = umask(0);
-  umask(mask);
-  bool good = fchmod(descriptor, 0666 & ~mask) == 0;
-  std::size_t written = 0;
-  while (good && written < text.size()) {
-    const ssize_t n = write(descriptor, text.data() + written, text.size() - written);
-    if (n > 0) {
-      written += static_cast<std::size_t>(n);
-    } else if (n < 0 && errno != EINTR) {
-      good = false;
-    }
-  }
-  good = good && fsync(descriptor) == 0;
-  int reason = errno;
-  if (close(descriptor) != 0 && good) {
-    good = false;
-    reason = errno;
-  }
-  if (good && std::rename(temporary.c_str(), path.c_str()) != 0) {
-    good = false;
-    reason = errno;
-  }
-  if (!good) {
-    unlink(temporary.c_str());
-    cannot_write(path, reason);
-  }
+  write_file("write_json", path, finite.dump(2) + "\n");
 }
 
-Progress::Progress(std::string what, std::int64_t total)
+Progress::Progress(std::string what, std::int64_t total, std::int64_t done_before)
     : what_(std::move(what)),
       total_(total),
+      done_before_(done_before),
       terminal_(isatty(STDERR_FILENO) == 1),
       start_(std::chrono::steady_clock::now()) {}
 
@@ -106,6 +77,26 @@ Progress::~Progress() {
   if (line_open_) {
     std::fputc('\n', stderr);
   }
+}
+
+std::string progress_line(const std::string& what, std::int64_t done, std::int64_t total,
+                          const std::string& note, std::int64_t done_before, double seconds) {
+  constexpr std::int64_t width = 20;
+  const double part = total > 0 ? double(done) / double(total) : 1.0;
+  const auto filled = std::size_t(std::clamp<std::int64_t>(std::int64_t(part * width), 0, width));
+  std::string line = fmt::format("{} [{}{}] {}/{}", what, std::string(filled, '#'),
+                                 std::string(width - filled, '.'), done, total);
+  if (!note.empty()) {
+    line += "  " + note;
+  }
+  const std::int64_t here = done - done_before;
+  if (done >= total || here <= 0 || seconds <= 0) {
+    return line + "  " + duration(seconds);
+  }
+  const double rate = double(here) / seconds;
+  return line + fmt::format("  {}/s  {} left",
+                            rate < 1000 ? fmt::format("{:.3g}", rate) : fmt::format("{:.0f}", rate),
+                            duration(double(total - done) / rate));
 }
 
 void Progress::update(std::int64_t done, const std::string& note) {
@@ -124,8 +115,7 @@ void Progress::update(std::int64_t done, const std::string& note) {
   }
   shown_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  const std::string line =
-      fmt::format("{} {}/{}  {}  {:.1f} s", what_, done, total_, note, seconds);
+  const std::string line = progress_line(what_, done, total_, note, done_before_, seconds);
   if (terminal_) {
     std::fprintf(stderr, "\r%s\033[K%s", line.c_str(), finished ? "\n" : "");
     line_open_ = !finished;
@@ -133,6 +123,11 @@ void Progress::update(std::int64_t done, const std::string& note) {
     std::fprintf(stderr, "%s\n", line.c_str());
   }
   std::fflush(stderr);
+}
+
+void Progress::update(std::int64_t done, double loss, std::optional<int> scale_exponent) {
+  update(done, scale_exponent ? fmt::format("loss {:.4g}  scale 2^{}", loss, *scale_exponent)
+                              : fmt::format("loss {:.4g}", loss));
 }
 
 }  // namespace halftape::examples

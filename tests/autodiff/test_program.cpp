@@ -27,8 +27,11 @@ TEST_CASE("a pool keeps equal items once, where they are, also when it has grown
   CHECK(pool.add({DType::f32, {2, 1}}) != first);
   CHECK(&pool[first] == place);
   Pool<Type> copy = pool;
-  CHECK(copy.add({DType::i64, {}}) == 1001);
-  CHECK(pool.size() == 1001);
+  CHECK(copy.add({DType::i64, {}}) == 1003);
+  CHECK(pool.size() == 1003);
+  copy.cut(1);
+  CHECK(copy.add({DType::f32, {1, 2}}) == first);
+  CHECK(copy.add({DType::f16, {7, 2}}) == 1);
 }
 
 TEST_CASE("attributes are kept once, whichever field tells them apart") {
@@ -148,6 +151,7 @@ TEST_CASE("backward leaves the tape as it was, and frees cotangents as it goes")
   CHECK(tape.text() == text);
   CHECK(tape.program().values.size() == values);
   CHECK(tape.program().constants.size() == 100);
+  CHECK(tape.program().types.size() == 2);  // [1000], and [] of numbers and sum
 }
 
 TEST_CASE("small and large buffers are aligned, counted and limited alike") {

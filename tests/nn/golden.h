@@ -1,4 +1,4 @@
-// Figures of PyTorch from tests/golden, written by tests/peers/make_goldens.py.
+// Figures of PyTorch from tests/golden, written by tests/peers/make_goldens.py and the like.
 #pragma once
 
 #include <algorithm>

@@ -11,6 +11,8 @@ import pathlib
 
 import torch
 
+import image_ops
+
 SCHEMA = 1
 # halftape's name of a method -> the name a package gives it. torchdiffeq's rk4 is the 3/8 rule.
 PEER_METHODS = {
@@ -83,8 +85,10 @@ def all_cases(seeds=10):
 
 
 def write(path, cases):
-    text = ",\n".join(json.dumps(c) for c in cases)
-    pathlib.Path(path).write_text(f'{{"schema": {SCHEMA}, "cases": [\n{text}\n]}}\n')
+    text, images = (",\n".join(json.dumps(c) for c in x) for x in (cases, image_ops.all_cases()))
+    pathlib.Path(path).write_text(
+        f'{{"schema": {SCHEMA}, "cases": [\n{text}\n], "image_cases": [\n{images}\n]}}\n'
+    )
 
 
 def main():

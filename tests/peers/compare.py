@@ -21,6 +21,7 @@ import sys
 import numpy as np
 
 import cases as case_files
+import image_ops
 
 TOLERANCE = 1e-5  # both relative and absolute, f32 rows
 RATIO_LIMIT = 1.05  # f16 and bf16 rows
@@ -55,6 +56,7 @@ class Results:
             raise CannotRun(f"{path} has schema {content.get('schema')}, need {case_files.SCHEMA}")
         self.versions = content.get("versions", {})
         self.skipped = content.get("skipped", {})
+        self.images = {r["id"]: r for r in content["image_results"]}
         self.by_key = {(r["id"], r["package"]): r for r in content["results"]}
 
     def get(self, case, package):
@@ -191,6 +193,30 @@ def low_rows(cases, torch_side, our_side):
     return rows
 
 
+def image_rows(cases, torch_side, our_side):
+    """One row an op: the largest difference over its cases, values and gradients."""
+    rows = {}
+    for case in cases:
+        row = rows.setdefault(
+            case["op"], {"op": case["op"], "cases": 0, "ratio": 0.0, "note": "", "verdict": "passed"}
+        )
+        row["cases"] += 1
+        peer = torch_side.images[case["id"]]
+        ours = our_side.images.get(case["id"], {"status": "failed", "message": "no result"})
+        if ours["status"] != "ok":
+            row |= {"verdict": "FAILED", "note": f"{case['id']}: {ours['message']}"}
+            continue
+        for kind in ("values", "gradients"):
+            for name, value in peer[kind].items():
+                worst = excess(array(ours[kind][name]), array(value))
+                if worst > row["ratio"]:
+                    of = name if kind == "values" else f"gradient of {name}"
+                    row |= {"ratio": float(worst), "note": f"largest in {case['id']}, {of}"}
+        if row["ratio"] > 1.0:
+            row["verdict"] = "FAILED"
+    return list(rows.values())
+
+
 def ratio(ours, peer):
     """A package that lost its gradient is no yardstick (0); our own loss is never forgiven."""
     if not np.isfinite(ours):
@@ -203,7 +229,7 @@ def table(head, rows):
     return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
 
 
-def report(f32, low, versions, skipped, command):
+def report(f32, low, images, versions, skipped, command):
     main = [
         [
             r["case"],
@@ -228,12 +254,12 @@ def report(f32, low, versions, skipped, command):
         for r in low
         if r["per_tensor"]
     ]
-    failed = sum(r["verdict"] == "FAILED" for r in f32 + low)
-    passed = sum(r["verdict"] == "passed" for r in f32 + low)
+    failed = sum(r["verdict"] == "FAILED" for r in f32 + low + images)
+    passed = sum(r["verdict"] == "passed" for r in f32 + low + images)
     text = [
         "# halftape and PyTorch packages on the same problems",
         "",
-        f"{passed} rows passed, {failed} failed, {len(f32 + low) - passed - failed} skipped.",
+        f"{passed} rows passed, {failed} failed, {len(f32 + low + images) - passed - failed} skipped.",
         "",
         f"Command: `{command}`",
         "",
@@ -273,6 +299,16 @@ def report(f32, low, versions, skipped, command):
                 "note",
             ],
             main,
+        ),
+        "",
+    ]
+    text += [
+        "Image ops next to PyTorch's, in f32: values and the gradients of every operand, from normal draws. "
+        "*ratio* as in the f32 rows above; at most 1 passes (`tests/peers/image_ops.py` has the cases).",
+        "",
+        table(
+            ["op", "cases", "ratio", "verdict", "note"],
+            [[r["op"], r["cases"], f"{r['ratio']:.3f}", r["verdict"], r["note"]] for r in images],
         ),
         "",
     ]
@@ -344,7 +380,7 @@ def main():
         work / "torch.json",
         work / "halftape.json",
     )
-    cases = case_files.all_cases(arguments.seeds)
+    cases, image_cases = case_files.all_cases(arguments.seeds), image_ops.all_cases()
     try:
         if not (arguments.reuse_torch and torch_file.exists() and case_file.exists()):
             case_files.write(case_file, cases)
@@ -356,7 +392,9 @@ def main():
                     str(torch_file),
                 ]
             )
-        elif json.loads(case_file.read_text())["cases"] != cases:
+        elif [json.loads(case_file.read_text()).get(k) for k in ("cases", "image_cases")] != [
+            json.loads(json.dumps(c)) for c in (cases, image_cases)
+        ]:
             raise CannotRun(f"{case_file} holds other cases. Fix: leave out --reuse-torch.")
         torch_side = Results(torch_file)
         for case in cases:
@@ -380,7 +418,8 @@ def main():
         return 0
     program = os.path.relpath(arguments.program, ROOT)
     command = f"python tests/peers/compare.py --program {'PROGRAM' if program.startswith('..') else program}"
-    text = report(f32, low, our_side.versions | torch_side.versions, torch_side.skipped, command)
+    images = image_rows(image_cases, torch_side, our_side)
+    text = report(f32, low, images, our_side.versions | torch_side.versions, torch_side.skipped, command)
     out = pathlib.Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
@@ -388,7 +427,7 @@ def main():
     part.replace(out)
     print(text)
     print(f"written to {out}")
-    return 1 if any(r["verdict"] == "FAILED" for r in f32 + low) else 0
+    return 1 if any(r["verdict"] == "FAILED" for r in f32 + low + images) else 0
 
 
 if __name__ == "__main__":

@@ -316,12 +316,82 @@ def elementwise():
     return header(text) | {"x": POINTS, "unary": unary, "matrix": matrix, "rows": rows}
 
 
+# --- schedules and averages -----------------------------------------------------------------------
+
+LR = torch.optim.lr_scheduler
+SCHEDULES = [
+    # kind, base, options as PyTorch names them, iterations
+    ("step", 0.05, {"step_size": 7, "gamma": 0.3}, 40),
+    ("exponential", 0.05, {"gamma": 0.93}, 40),
+    ("cosine", 0.05, {"T_max": 40, "eta_min": 0.002}, 41),
+]
+PLATEAUS = [
+    {"factor": 0.5, "patience": 2},
+    {"factor": 0.3, "patience": 0, "threshold": 0.05},
+    {"factor": 0.5, "patience": 1, "cooldown": 3, "min_lr": 0.004},
+    {"factor": 0.5, "patience": 3, "mode": "max", "threshold": 0.02},
+]
+SCHEDULE_CLASSES = {
+    "step": LR.StepLR,
+    "exponential": LR.ExponentialLR,
+    "cosine": LR.CosineAnnealingLR,
+}
+
+
+def schedules():
+    def optimiser(base):
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
+
+    cases = []
+    for kind, base, options, iterations in SCHEDULES:
+        sgd = optimiser(base)
+        schedule = SCHEDULE_CLASSES[kind](sgd, **options)
+        rates = []
+        for _ in range(iterations):
+            rates.append(sgd.param_groups[0]["lr"])
+            sgd.step()
+            schedule.step()
+        cases.append({"kind": kind, "base": base, "options": options, "rates": rates})
+    # A loss that falls, stalls with noise, rises and falls again; an accuracy is 2 minus it.
+    watched = [1 / (1 + 0.3 * n) + 0.02 * v for n, v in enumerate(spread(30, -1.0, 1.0, 0.4))]
+    watched += [0.3 + 0.1 * v for v in spread(15, -1.0, 1.0, 1.9)] + [0.09, 0.08, 0.08, 0.0801, 0.07]
+    plateaus = []
+    for options in PLATEAUS:
+        sgd = optimiser(0.05)
+        schedule = LR.ReduceLROnPlateau(sgd, **options)
+        values = [2 - v for v in watched] if options.get("mode") == "max" else watched
+        rates = []
+        for value in values:
+            schedule.step(value)
+            rates.append(sgd.param_groups[0]["lr"])
+        plateaus.append({"base": 0.05, "options": options, "watched": values, "rates": rates})
+
+    averages = []
+    for dtype_name, dtype in DTYPES.items():
+        model = torch.nn.Linear(3, 2, bias=False, dtype=dtype)
+        average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        )
+        steps = []
+        for n in range(6):
+            values = spread(6, -1.0, 1.0, 0.6 + n)
+            model.weight.data = tensor(values, (2, 3), dtype)
+            average.update_parameters(model)
+            steps.append({"value": values, "average": average.module.weight.flatten().tolist()})
+        averages.append({"dtype": dtype_name, "decay": 0.9, "shape": [2, 3], "steps": steps})
+    text = (
+        "learning rates before each iteration (schedules), after each watched value (plateaus); "
+        "averages after each update of the running average"
+    )
+    return header(text) | {"cases": cases, "plateaus": plateaus, "averages": averages}
+
+
 def main():
     default = pathlib.Path(__file__).resolve().parent.parent / "golden"
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else default
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for make in (losses, optimisers, initialisers, elementwise):
+    for make in (losses, optimisers, initialisers, elementwise, schedules):
         path = out / f"{make.__name__}.json"
         path.write_text(compact(make()) + "\n")
         print(f"{path} ({path.stat().st_size} bytes)")

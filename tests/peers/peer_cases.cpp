@@ -1,14 +1,10 @@
 // Our side of the comparison with PyTorch packages: runs halftape on a case file.
 //
 //   peer_cases CASES.json RESULTS.json        both layouts: README.md
-#include <fmt/format.h>
-
-#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <system_error>
@@ -19,66 +15,14 @@
 #include "halftape/core/error.h"
 #include "halftape/core/version.h"
 #include "halftape/ode/odeint.h"
+#include "numbers.h"
 
 using namespace halftape;
-using Json = nlohmann::json;
+using peers::fail, peers::Json, peers::nested_of, peers::tensor_of;
 
 namespace {
 
 constexpr int schema = 1;
-
-template <class E, class... Args>
-[[noreturn]] void fail(fmt::format_string<Args...> text, Args&&... args) {
-  throw E("peer_cases: " + fmt::format(text, std::forward<Args>(args)...));
-}
-
-// A nested list of numbers as a tensor; the first entries give the shape, all others have to agree.
-Tensor tensor_of(const Json& nested, const std::string& name, DType dtype) {
-  std::vector<std::int64_t> sizes;
-  for (const Json* level = &nested; level->is_array(); level = &level->front()) {
-    if (level->empty()) {
-      fail<ShapeError>("'{}' holds an empty list, need at least one number. Fix: correct the case.",
-                       name);
-    }
-    sizes.push_back(std::int64_t(level->size()));
-  }
-  std::vector<double> values;
-  const auto collect = [&](const auto& self, const Json& part, std::size_t depth) -> void {
-    if (depth == sizes.size()) {
-      values.push_back(part.get<double>());
-      return;
-    }
-    if (!part.is_array() || std::int64_t(part.size()) != sizes[depth]) {
-      fail<ShapeError>(
-          "'{}' is ragged - got {}, need a list of {}. Fix: give all rows one length.", name,
-          part.is_array() ? fmt::format("a list of {}", part.size()) : part.type_name(),
-          sizes[depth]);
-    }
-    for (const Json& child : part) {
-      self(self, child, depth + 1);
-    }
-  };
-  collect(collect, nested, 0);
-  return Tensor::from(Shape(sizes), values, dtype);
-}
-
-// The reverse: nested lists, non-finite numbers as text because JSON has none.
-Json nested_of(const Tensor& tensor) {
-  const std::vector<double> values = tensor.to_vector();
-  std::size_t next = 0;
-  const auto build = [&](const auto& self, int axis) -> Json {
-    if (axis == tensor.shape().rank()) {
-      const double x = values[next++];
-      return std::isfinite(x) ? Json(x) : Json(std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf");
-    }
-    Json list = Json::array();
-    for (std::int64_t i = 0; i < tensor.shape()[axis]; ++i) {
-      list.push_back(self(self, axis + 1));
-    }
-    return list;
-  };
-  return build(build, 0);
-}
 
 struct Problem {
   std::vector<std::string> parameters;
@@ -161,10 +105,10 @@ Json solve(const Json& input) {
 }
 
 // A case that fails is a result, too: the others still run.
-Json run(const Json& input) {
+Json run(Json (*of)(const Json&), const Json& input) {
   Json result;
   try {
-    result = solve(input);
+    result = of(input);
   } catch (const std::exception& error) {
     result = {{"status", "failed"}, {"message", error.what()}};
   }
@@ -228,10 +172,16 @@ int main(int argc, char** argv) {
     const Json content = read(argv[1]);
     Json results = Json::array();
     for (const Json& input : content["cases"]) {
-      results.push_back(run(input));
+      results.push_back(run(solve, input));
     }
-    write(argv[2],
-          {{"schema", schema}, {"versions", {{"halftape", version}}}, {"results", results}});
+    Json images = Json::array();
+    for (const Json& input : content.value("image_cases", Json::array())) {
+      images.push_back(run(peers::image_result, input));
+    }
+    write(argv[2], {{"schema", schema},
+                    {"versions", {{"halftape", version}}},
+                    {"results", results},
+                    {"image_results", images}});
   } catch (const std::exception& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 1;

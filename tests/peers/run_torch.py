@@ -21,6 +21,7 @@ import time
 import torch
 
 import cases as case_files
+import image_ops
 from cuda_autocast_on_cpu import redirected
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -205,6 +206,7 @@ def main():
                 f"\rrun_torch: {number} of {len(content['cases'])} cases", end="", file=sys.stderr
             )
     print(file=sys.stderr)
+    images = [image_ops.run(case, numbers) for case in content["image_cases"]]
     with open(arguments.results, "w") as file:
         json.dump(
             {
@@ -212,6 +214,7 @@ def main():
                 "versions": versions,
                 "skipped": skipped,
                 "results": results,
+                "image_results": images,
             },
             file,
         )

@@ -23,9 +23,9 @@ const std::map<std::string, std::set<std::string>> allowed = {
 };
 
 // Headers too heavy, or too special, to be pulled into every user's file.
-const std::vector<std::string> private_headers = {"nlohmann/", "cblas",  "dnnl",    "oneapi/",
-                                                  "cuda",      "cublas", "cudnn",   "nvrtc",
-                                                  "omp.h",     "CLI/",   "doctest", "hwy/"};
+const std::vector<std::string> private_headers = {"nlohmann/", "cblas", "dnnl",  "oneapi/", "cuda",
+                                                  "cublas",    "cudnn", "nvrtc", "omp.h",   "CLI/",
+                                                  "doctest",   "hwy/",  "hdf5"};
 
 // What is wrong with one line of a file in `folder`; empty: nothing.
 std::string fault(const std::string& folder, bool public_header, const std::string& line) {

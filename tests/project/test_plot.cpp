@@ -74,7 +74,17 @@ TEST_CASE("columns of different length are refused before gnuplot sees them") {
                             .series = {{.label = "s", .x = {1, 2}, .y = {1}}}});
   CHECK_THROWS_WITH(gnuplot_script(picture, "p"),
                     "gnuplot_script: columns of series 's' differ in length - got x 2, y 1, dx 0, "
-                    "dy 0, need equal ones. Fix: append to all columns together.");
+                    "dy 0, value 0, need equal ones. Fix: append to all columns together.");
+}
+
+TEST_CASE("a histogram counts points by cell and is drawn as an image") {
+  const Series s = histogram({0.1, 0.1, 0.2, 0.3, 0.9, 0.1, 1.5, 0.5, 0.5, 1.0}, {0, 1}, {0, 1}, 2);
+  CHECK(s.x == std::vector<double>{0.25, 0.75, 0.25, 0.75});
+  CHECK(s.y == std::vector<double>{0.25, 0.25, 0.75, 0.75});
+  CHECK(s.value == std::vector<double>{2, 1, 0, 0});
+  const std::string script = gnuplot_script({.panels = {{.series = {s}}}}, "p");
+  CHECK(script.find("$data_0_0 << EOD\n 0.25 0.25 2\n") != std::string::npos);
+  CHECK(script.find("using 1:2:3 with image") != std::string::npos);
 }
 
 TEST_CASE("the longest arrow keeps inside its cell and directions are kept") {

@@ -48,11 +48,23 @@ TEST_CASE("a JSON file is replaced whole or not touched, and no temporary file s
   CHECK_THROWS_WITH(
       write_json(folder, {{"run", 3}}),
       ("write_json: the file cannot be written - got '" + folder.string() +
-       "' (Is a directory), need a file in a folder this user may write. Fix: pass --json with "
-       "another path.")
+       "' (Is a directory), need a file in a folder this user may write. Fix: pass another path.")
           .c_str());
   CHECK_THROWS(write_json(folder / "r.json" / "below_a_file.json", {{"run", 4}}));
   CHECK(Json::parse(content(folder / "r.json"))["run"] == 2);
   CHECK(std::distance(fs::directory_iterator(folder), {}) == 1);
   fs::remove_all(folder);
+}
+
+TEST_CASE("a progress line has a bar, what is known, the rate of this process and the time left") {
+  CHECK(progress_line("training", 250, 1000, "loss 0.12", 0, 3.0) ==
+        "training [#####...............] 250/1000  loss 0.12  83.3/s  9.0 s left");
+  CHECK(progress_line("training", 600, 1000, "", 500, 200.0) ==
+        "training [############........] 600/1000  0.5/s  13 min 20 s left");
+  CHECK(progress_line("training", 1000, 1000, "loss 0.1", 500, 4500.0) ==
+        "training [####################] 1000/1000  loss 0.1  1 h 15 min");
+  CHECK(progress_line("training", 0, 10, "", 0, 0.0) ==
+        "training [....................] 0/10  0.0 s");
+  CHECK(progress_line("solving", 0, 0, "", 0, 59.6) ==
+        "solving [####################] 0/0  1 min 00 s");
 }

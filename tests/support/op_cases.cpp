@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "halftape/autodiff/ops.h"
+#include "image_op_cases.h"
 
 namespace halftape::test {
 namespace {
@@ -588,8 +589,8 @@ Real sum_of(const std::vector<Real>& x) {
   return sum;
 }
 
-const std::map<std::string_view, std::vector<OpCase> (*)()>& structured_table() {
-  static const std::map<std::string_view, std::vector<OpCase> (*)()> table{
+const CaseTable& structured_table() {
+  static const CaseTable table{
       // From any dtype up to f64: exact. The gradient of a narrowing cast is in test_cast.cpp.
       {"cast", [] { return same_cases([](const Var& x) { return cast(x, DType::f64); }); }},
       {"stop_gradient", [] { return same_cases([](const Var& x) { return stop_gradient(x); }); }},
@@ -643,6 +644,10 @@ const std::map<std::string_view, std::vector<OpCase> (*)()>& structured_table() 
 
 }  // namespace
 
+Tensor points(const Shape& shape, double low, double high, int operand) {
+  return points(shape, Domain{low, high}, operand);
+}
+
 bool is_elementwise(const OpDef& op) {
   const auto list = all_ops();
   const auto end = list.begin() + scalar_op_count;
@@ -657,8 +662,12 @@ std::vector<OpCase> op_cases(const OpDef& op) {
     return found == elementwise_table().end() ? std::vector<OpCase>{}
                                               : elementwise_cases(op, found->second);
   }
-  const auto found = structured_table().find(op.name);
-  return found == structured_table().end() ? std::vector<OpCase>{} : found->second();
+  for (const CaseTable* table : {&structured_table(), &image_case_table()}) {
+    if (const auto found = table->find(op.name); found != table->end()) {
+      return found->second();
+    }
+  }
+  return {};
 }
 
 std::vector<Tensor> rounded(std::span<const Tensor> inputs, DType dtype) {

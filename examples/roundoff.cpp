@@ -1,0 +1,262 @@
+// How rounding errors grow with the number of steps: experiment 2 of the paper (Figure 3).
+//
+// The flow of examples/cnf.cpp with frozen weights (hypernetwork with tanh), 16 points of 2spirals,
+// t from 0 to 1 in N steps, loss -mean(log N(z(1); 0, I) + l(1)). Each run is compared with the
+// same method and N in f64, so that only rounding is seen: relative 2-norm errors of the whole
+// trajectory and of the gradients by initial state and by the six tensors of the hypernetwork.
+//   mixed     f16 or bf16 velocity and stored states, sums in f32 (the method)
+//   uniform   f16 in every role: states and adjoints are summed in f16, too
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "examples/support/options.h"
+#include "examples/support/plot.h"
+#include "examples/support/report.h"
+#include "examples/support/sweep_table.h"
+#include "examples/support/training.h"
+#include "halftape/nn/checkpoint.h"
+#include "halftape/nn/flow.h"
+#include "halftape/nn/schedules.h"
+#include "halftape/nn/toy_densities.h"
+
+using namespace halftape;
+using namespace halftape::examples;
+
+namespace {
+
+struct RoundoffOptions {
+  std::string weights;  // checkpoint of a cnf run
+  std::int64_t largest = 4096;
+};
+
+constexpr int width = 128;
+
+struct Setting {
+  std::string name;
+  Configuration configuration;
+  Precision precision;
+  Scaling scaling;
+};
+
+std::vector<Setting> settings() {
+  return {{"f16 mixed", {"f16", "dynamic"}, Precision::mixed(DType::f16), Scaling::dynamic()},
+          {"bf16 mixed", {"bf16", "none"}, Precision::mixed(DType::bf16), Scaling::none()},
+          {"f16 uniform",
+           {"f16 uniform", "dynamic"},
+           Precision::uniform(DType::f16),
+           Scaling::dynamic()}};
+}
+
+// Trains the flow in f32 when no weights are given.
+void train(const HyperFlow& flow, const Options& options) {
+  Optimiser optimiser(flow.parameters(), Adam{.learning_rate = 1e-2});
+  Options plain = options;
+  plain.scaling = "none";
+  Training training(plain, optimiser);
+  const Velocity velocity(flow);
+  const OdeOptions solve{.precision = Precision::uniform(DType::f32), .save = Save::last()};
+  const StepDecay schedule{.base = 1e-2,
+                           .every = std::max<std::int64_t>(1, options.iterations / 2)};
+  Random random(options.seed + 1);
+  Progress progress("training the flow in f32", options.iterations);
+  for (std::int64_t done = 0; done < options.iterations; ++done) {
+    optimiser.set_learning_rate(schedule(done));
+    const Iteration iteration = training.run([&](Tape& tape) {
+      const Var x = tape.constant(sample(ToyDensity::two_spirals, 512, random));
+      const OdeResult result = odeint(velocity, flow_state(x), linspace(1, 0, 64), {}, solve);
+      return Loss{negative_log_likelihood(result.value()), {result}};
+    });
+    progress.update(done + 1, iteration.loss);
+  }
+}
+
+struct Solved {
+  std::vector<std::vector<double>> trajectory;  // z, l
+  std::vector<std::vector<double>> y0_bar;      // z, l
+  std::vector<std::vector<double>> theta_bar;   // six tensors
+};
+
+Solved solve(const HyperFlow& flow, const Tensor& points, const std::string& method, int steps,
+             const Precision& precision, const Scaling& scaling) {
+  Tape tape;
+  const DType high = precision.accumulate;
+  const Var z = tape.leaf(points.to(high));
+  const Var l = tape.leaf(Tensor::zeros({points.shape()[0], 1}, high));
+  const OdeResult result =
+      odeint(flow, State({{"z", z}, {"l", l}}), linspace(0, 1, steps), {},
+             {.method = tableau(method), .precision = precision, .scaling = scaling});
+  const Var all_z = result.value()["z"], all_l = result.value()["l"];  // [steps + 1, batch, ..]
+  const std::int64_t batch = points.shape()[0];
+  const auto last = [&](const Var& all, std::int64_t columns) {
+    return reshape(slice(all, 0, steps, steps + 1), {batch, columns});
+  };
+  const Var loss = -mean(normal_log_density(last(all_z, 2)) + last(all_l, 1));
+  const Gradients gradients = tape.backward(loss);
+  Solved solved;
+  solved.trajectory = {all_z.value().to_vector(), all_l.value().to_vector()};
+  solved.y0_bar = {gradients[z].to_vector(), gradients[l].to_vector()};
+  for (const Parameter& parameter : flow.parameters()) {
+    solved.theta_bar.push_back(gradients[parameter].to_vector());
+  }
+  return solved;
+}
+
+double relative_error(const std::vector<double>& x, const std::vector<double>& reference) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    difference += (x[i] - reference[i]) * (x[i] - reference[i]);
+    size += reference[i] * reference[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+// The eight errors of Figure 3, by name.
+Metrics errors(const Solved& solved, const Solved& exact) {
+  const auto mean_of = [](const auto& x, const auto& y) {
+    return 0.5 * (relative_error(x[0], y[0]) + relative_error(x[1], y[1]));
+  };
+  Metrics result{{"solution", mean_of(solved.trajectory, exact.trajectory)},
+                 {"gradient y0", mean_of(solved.y0_bar, exact.y0_bar)}};
+  const char* names[] = {"W0", "b0", "W1", "b1", "W2", "b2"};
+  for (std::size_t i = 0; i < solved.theta_bar.size(); ++i) {
+    result.emplace_back(fmt::format("gradient {}", names[i]),
+                        relative_error(solved.theta_bar[i], exact.theta_bar[i]));
+  }
+  return result;
+}
+
+// Slope of log error over log N, least squares.
+double slope(const std::vector<double>& n, const std::vector<double>& error) {
+  double sx = 0, sy = 0, sxx = 0, sxy = 0;
+  for (std::size_t i = 0; i < n.size(); ++i) {
+    const double x = std::log(n[i]), y = std::log(error[i]);
+    sx += x, sy += y, sxx += x * x, sxy += x * y;
+  }
+  const double count = double(n.size());
+  return (count * sxy - sx * sy) / (count * sxx - sx * sx);
+}
+
+void run(const Options& options, const RoundoffOptions& own) {
+  if (options.threads > 0) {
+    set_threads(int(options.threads));
+  }
+  Random random(options.seed);
+  const HyperFlow flow(2, width, {32, 32}, random);
+  if (own.weights.empty()) {
+    train(flow, options);
+  } else {
+    load_parameters(own.weights, flow.parameters(), "model");
+  }
+  const HyperFlow in_f64(2, width, {32, 32}, random, {.dtype = DType::f64});
+  for (std::size_t p = 0; p < flow.parameters().size(); ++p) {
+    Parameter wide = in_f64.parameters()[p];
+    wide.set_value(flow.parameters()[p].value().to(DType::f64));
+  }
+  const Tensor points = sample(ToyDensity::two_spirals, options.batch, random);
+
+  std::vector<int> counts;
+  for (const int n : {64, 100, 128, 256, 512, 1000, 1024, 2048, 4096}) {
+    if (n <= own.largest) {
+      counts.push_back(n);
+    }
+  }
+  const std::vector<std::string> methods{"euler", "rk4"};
+  // Curves by method, setting and metric.
+  std::map<std::string, std::map<std::string, std::map<std::string, std::vector<double>>>> curves;
+  {
+    Progress progress("solving", std::int64_t(methods.size() * counts.size()));
+    std::int64_t done = 0;
+    for (const std::string& method : methods) {
+      for (const int steps : counts) {
+        const Solved exact =
+            solve(in_f64, points, method, steps, Precision::uniform(DType::f64), Scaling::none());
+        for (const Setting& setting : settings()) {
+          const Solved solved =
+              solve(flow, points, method, steps, setting.precision, setting.scaling);
+          for (const auto& [metric, error] : errors(solved, exact)) {
+            curves[method][setting.name][metric].push_back(error);
+          }
+        }
+        progress.update(++done, fmt::format("{} N = {}", method, steps));
+      }
+    }
+  }
+
+  const std::vector<double> n(counts.begin(), counts.end());
+  SweepTable table(options);
+  Picture picture{.title = "rounding error against the number of steps N", .columns = 3};
+  fmt::print("roundoff: {} points, N = {} .. {}; error at the first and last N, slope over N\n",
+             options.batch, counts.front(), counts.back());
+  Json figures = Json::array();
+  for (const std::string& method : methods) {
+    for (const Setting& setting : settings()) {
+      Panel panel{.title = fmt::format("{}, {}", method, setting.name),
+                  .x_label = "N",
+                  .y_label = "relative error",
+                  .x_axis = Axis::log2,
+                  .y_axis = Axis::log10,
+                  .y_range = std::pair{1e-5, 1.0}};
+      Metrics metrics;
+      for (const auto& [metric, curve] : curves[method][setting.name]) {
+        panel.series.push_back({.label = metric, .x = n, .y = curve, .mark = Mark::line_points});
+        for (std::size_t i = 0; i < n.size(); ++i) {
+          metrics.emplace_back(fmt::format("{}, N = {}", metric, counts[i]), curve[i]);
+        }
+        const auto [low, high] = std::minmax_element(curve.begin(), curve.end());
+        metrics.emplace_back(metric + ", slope", slope(n, curve));
+        metrics.emplace_back(metric + ", largest / least", *high / *low);
+        figures.push_back({{"method", method},
+                           {"setting", setting.name},
+                           {"metric", metric},
+                           {"n", n},
+                           {"error", curve},
+                           {"slope", slope(n, curve)}});
+        if (metric == "solution" || metric == "gradient y0" || metric == "gradient W2") {
+          fmt::print("  {:<5} {:<11} {:<12} {:.2e} {:.2e}  slope {:5.2f}\n", method, setting.name,
+                     metric, curve.front(), curve.back(), slope(n, curve));
+        }
+      }
+      picture.panels.push_back(std::move(panel));
+      table.add("roundoff", "2spirals, " + method, setting.configuration, metrics);
+    }
+    const auto ratio = [&](const std::string& metric) {
+      return curves[method]["bf16 mixed"][metric].back() /
+             curves[method]["f16 mixed"][metric].back();
+    };
+    fmt::print("  {:<5} bf16 / f16  solution {:.1f}, gradient y0 {:.1f}\n", method,
+               ratio("solution"), ratio("gradient y0"));
+  }
+  if (write_picture(picture, options.out, "roundoff")) {
+    fmt::print("  picture               {0}/roundoff.png, {0}/roundoff.svg\n", options.out);
+  }
+  if (!options.json.empty()) {
+    Json report = new_report("roundoff", options, threads());
+    report["curves"] = figures;
+    write_json(options.json, report);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  RoundoffOptions own;
+  OptionSpec spec{.example = "roundoff",
+                  .about = "Shows how rounding errors grow with the number of steps."};
+  spec.flags = {Flag::iterations, Flag::batch, Flag::seed, Flag::threads,
+                Flag::out,        Flag::json,  Flag::quick};
+  spec.defaults.iterations = 400;
+  spec.defaults.batch = 16;
+  spec.defaults.seed = 42;
+  spec.own_flags = {{.name = "--weights",
+                     .value = &own.weights,
+                     .help = "checkpoint of a cnf run; without, a flow is trained here"},
+                    {.name = "--largest", .value = &own.largest, .help = "largest N", .least = 64}};
+  spec.quick = [&](Options& options) {
+    options.iterations = 20;
+    own.largest = 512;
+  };
+  return run_example(spec, argc, argv, [&](const Options& options) { run(options, own); });
+}

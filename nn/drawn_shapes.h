@@ -1,0 +1,20 @@
+// A stand-in for STL-10 and CIFAR-10 where their files are absent: drawn shapes and textures in ten
+// classes. Not photographs, and never reported as a result on those data sets; but images that a
+// small convolutional net has to work for, generated anywhere.
+//
+// Classes: disc, ring, square, triangle, cross, star, stripes, checks, dots, waves. Every image
+// draws its position, scale, angle, two colours of small or large contrast, a gradient of light,
+// two blots and the strength of its noise.
+#pragma once
+
+#include <cstdint>
+
+#include "halftape/nn/image_dataset.h"
+
+namespace halftape {
+
+// n images u8 [n, 3, side, side], label i % 10 for image i. Image i is a function of (seed, i,
+// side), so test images are those of another seed. Throws ValueError unless n >= 1, side >= 8.
+ImageDataset drawn_shapes(std::int64_t n, std::uint64_t seed, std::int64_t side = 32);
+
+}  // namespace halftape

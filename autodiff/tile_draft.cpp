@@ -31,15 +31,6 @@ namespace {
 
 bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
 
-template <class F>
-void for_each_operand(TileInstruction& i, F&& f) {
-  for (int k = 0; k < i.operands; ++k) {
-    if (is_rows(i.in[std::size_t(k)].ref)) {
-      f(i.in[std::size_t(k)]);
-    }
-  }
-}
-
 }  // namespace
 
 void TileDraft::remove_dead() {
@@ -179,29 +170,31 @@ void TileDraft::share_in_place() {
   for (std::size_t n = 0; n < all.size(); ++n) {
     for_each_operand(*all[n], [&](TileOperand& x) { last[std::size_t(x.ref.offset)] = int(n); });
   }
-  const TileInstruction* head = nullptr;  // of the group that instruction n is in
+  std::size_t head = 0;  // of the group that instruction n is in
   for (std::size_t n = 0; n < all.size(); ++n) {
     TileInstruction& i = *all[n];
-    head = i.fused ? head : &i;
+    head = i.fused ? head : n;
     if (i.kind != TileInstruction::Kind::map || !is_rows(i.out)) {
       continue;
     }
     bool merged = false;
     for_each_operand(i, [&](TileOperand& x) {
       Storage& from = storage(x.ref);
-      for (int k = 0; k < i.operands; ++k) {  // nobody else reads it at other elements
-        const TileOperand& other = i.in[std::size_t(k)];
-        if (other.ref == x.ref && other.index != x.index) {
-          return;
+      for (std::size_t g = head; g <= n; ++g) {  // nobody reads it at other elements
+        for (const TileOperand& other : all[g]->in) {
+          if (other.ref == x.ref && other.index != x.index) {
+            return;
+          }
         }
       }
       // A product reads all of its operand again for each panel of its group.
-      if (head->kind == TileInstruction::Kind::gemm && head->in[1].ref == x.ref) {
+      if (all[head]->kind == TileInstruction::Kind::gemm && all[head]->parts == 0 &&
+          all[head]->in[1].ref == x.ref) {
         return;
       }
       if (!merged && x.index == TileOperand::same && !from.pinned && !from.kept &&
           last[std::size_t(x.ref.offset)] == int(n) && from.elements == storage(i.out).elements &&
-          from.merged_into < 0 && x.ref != i.out) {
+          from.panel == storage(i.out).panel && from.merged_into < 0 && x.ref != i.out) {
         from.merged_into = i.out.offset;
         merged = true;
       }
@@ -213,6 +206,10 @@ void TileDraft::mark_fused(std::vector<TileInstruction>& list) {
   std::vector<std::int32_t> produced;  // by the group so far
   for (std::size_t n = 0; n < list.size(); ++n) {
     TileInstruction& i = list[n];
+    if (i.parts > 0) {  // a group already
+      produced.clear();
+      continue;
+    }
     const bool gemm = i.kind == TileInstruction::Kind::gemm &&
                       (i.loops.batch == 1 ? i.loops.n == 1 || i.loops.out[1] == i.loops.n
                                           : i.loops.out[0] * i.loops.batch == i.count);
@@ -268,6 +265,8 @@ void TileDraft::place() {
       space[s] = TileSpace::kept;
       storages_[s].offset = plan.kept;
       plan.kept += storages_[s].elements;
+    } else if (storages_[s].panel) {
+      space[s] = TileSpace::panel;
     }
   }
   // Scratch by lifetime, in each pass on its own; entry values live from the start, results to the
@@ -312,7 +311,7 @@ void TileDraft::place() {
     std::vector<std::size_t> order;
     for (std::size_t s = 0; s < storages_.size(); ++s) {
       if (to[s] >= 0 || from[s] < 0) {
-        if (space[s] == TileSpace::scratch && storages_[s].merged_into < 0) {
+        if (space[s] != TileSpace::kept && storages_[s].merged_into < 0) {
           order.push_back(s);
         }
       }
@@ -380,11 +379,18 @@ void TileDraft::finish() {
     plan.narrow_cotangents |= facts(seed.dtype).p < facts(DType::f32).p;
   }
   if (plan.narrow_cotangents) {
-    std::stable_partition(plan.backward.begin(), plan.backward.end(),
-                          [](const TileInstruction& i) { return i.out.space != TileSpace::sums; });
+    const auto sums =
+        std::stable_partition(plan.backward.begin(), plan.backward.end(),
+                              [](const auto& i) { return i.out.space != TileSpace::sums; });
+    plan.first_sum = std::int32_t(sums - plan.backward.begin());
   } else {
     sink_sums(plan.backward);
   }
+  repeat_maps();
+  const std::span<TileInstruction> backward = plan.backward;
+  form_panels(plan.forward);
+  form_panels(backward.first(std::size_t(plan.first_sum)));
+  form_panels(backward.subspan(std::size_t(plan.first_sum)));
   mark_fused(plan.forward);
   mark_fused(plan.backward);
   place();

@@ -117,7 +117,9 @@ class Worker {
     }
     m_.lanes = lanes;
     m_.scratch = arena_.take(v_.scratch * lanes);
-    kept_ = arena_.take(std::int64_t(plan.stages()) * v_.kept * lanes);
+    kept_ = arena_.take(std::int64_t(backward ? plan.stages() : 1) * v_.kept * lanes);
+    kept_step_ = backward ? v_.kept * lanes : 0;
+    slopes_ = arena_.take(std::int64_t(plan.stages()) * elements_ * lanes);
     y_ = arena_.take(elements_ * lanes);
     next_ = arena_.take(elements_ * lanes);
     room_ = arena_.take(widest_ * lanes);
@@ -164,8 +166,8 @@ class Worker {
         return false;
       }
       const double h = plan_.points[std::size_t(i) + 1] - plan_.points[std::size_t(i)];
-      for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
-        increment(c, h, plan_.b, plan_.stages(), y_ + at, next_ + at, n);
+      for_components([&](std::size_t, std::int64_t at, std::int64_t n) {
+        increment(at, h, plan_.b, plan_.stages(), y_ + at, next_ + at, n);
       });
       std::swap(y_, next_);
       if (!std::isfinite(k_.largest(y_, elements_ * lanes_))) {
@@ -269,7 +271,8 @@ class Worker {
       widest = std::max<std::int64_t>(widest, port.elements);
     }
     const std::int64_t stages = plan.stages();
-    std::int64_t n = (v.scratch + stages * v.kept + 2 * elements + widest) * lanes;
+    std::int64_t n =
+        (v.scratch + (backward ? stages : 1) * v.kept + (2 + stages) * elements + widest) * lanes;
     if (backward) {
       n += (3 + stages) * elements * lanes + transposed_numbers(v, lanes) +
            Arena<T>::padded(v.sum_numbers);
@@ -288,11 +291,9 @@ class Worker {
     }
   }
 
-  T* kept_of(int s) const { return kept_ + std::int64_t(s) * v_.kept * lanes_; }
+  T* kept_of(int s) const { return kept_ + s * kept_step_; }
   T* product(int s) const { return products_ + std::int64_t(s) * elements_ * lanes_; }
-  const T* slope(int s, std::size_t c) const {
-    return kept_of(s) + std::int64_t(v_.rows_out[c].ref.offset) * lanes_;
-  }
+  T* slopes(int s) const { return slopes_ + std::int64_t(s) * elements_ * lanes_; }
 
   void add_term(int& terms, double coefficient, const T* source) {
     coefficients_[std::size_t(terms)] = T(coefficient);
@@ -300,13 +301,13 @@ class Worker {
     ++terms;
   }
 
-  // out = h sum_j weights_j k_j + y, the increment first.
-  void increment(std::size_t c, double h, const std::vector<double>& weights, int stages,
+  // out = h sum_j weights_j k_j + y, the increment first; `at` is where the component begins.
+  void increment(std::int64_t at, double h, const std::vector<double>& weights, int stages,
                  const T* y, T* out, std::int64_t n) {
     int terms = 0;
     for (int j = 0; j < stages; ++j) {
       if (weights[std::size_t(j)] != 0) {
-        add_term(terms, h * weights[std::size_t(j)], slope(j, c));
+        add_term(terms, h * weights[std::size_t(j)], slopes(j) + at);
       }
     }
     add_term(terms, 1.0, y);
@@ -320,7 +321,7 @@ class Worker {
       const TilePort& port = v_.rows_constant[p];
       T* to = kept_of(0) + std::int64_t(port.ref.offset) * lanes_;
       in_rows().load(plan_.constants_by_row[p], first, rows, port.elements, to);
-      for (int s = 1; s < plan_.stages(); ++s) {
+      for (int s = 1; kept_step_ > 0 && s < plan_.stages(); ++s) {
         std::copy_n(to, port.elements * lanes_,
                     kept_of(s) + std::int64_t(port.ref.offset) * lanes_);
       }
@@ -347,18 +348,19 @@ class Worker {
       for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
         const TilePort& port = v_.rows_in[c];
         T* point = m_.at(port.ref);
-        increment(c, h, plan_.a[std::size_t(s)], int(plan_.a[std::size_t(s)].size()), y_ + at,
+        increment(at, h, plan_.a[std::size_t(s)], int(plan_.a[std::size_t(s)].size()), y_ + at,
                   point, n);
         if (facts(port.dtype).p < facts(dtype_of<T>).p) {
           round_to_dtype(port.dtype, point, n * lanes_);
         }
       });
       run_tile<T>(v_, v_.forward, m_, nullptr);
+      for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
+        std::copy_n(m_.at(v_.rows_out[c].ref), n * lanes_, slopes(s) + at);
+      });
       // The new state, and <k, u> in the backward pass, show every slope that has a weight.
-      for (std::size_t c = 0; plan_.b[std::size_t(s)] == 0 && c < plan_.components.size(); ++c) {
-        finite =
-            finite && std::isfinite(k_.largest(slope(s, c), plan_.components[c].elements * lanes_));
-      }
+      finite = finite && (plan_.b[std::size_t(s)] != 0 ||
+                          std::isfinite(k_.largest(slopes(s), elements_ * lanes_)));
     }
     return finite;
   }
@@ -450,14 +452,14 @@ class Worker {
         } else {
           std::copy_n(m_.at(port.ref), n * lanes_, product(s) + at);
         }
-        g += k_.dot(slope(s, c), u_ + at, n * lanes_);
+        g += k_.dot(slopes(s) + at, u_ + at, n * lanes_);
       });
       if (!std::isfinite(k_.largest(product(s), elements_ * lanes_))) {
         return false;
       }
       if (v_.narrow_cotangents) {
         expect_sums(h * factor, sums);
-        run_tile<T>(v_, sum_instructions(), m_, nullptr);
+        run_tile<T>(v_, all_backward().subspan(std::size_t(v_.first_sum)), m_, nullptr);
       }
       flush_times(i, s, h * factor, sums);
     }
@@ -465,13 +467,7 @@ class Worker {
     return std::isfinite(g);
   }
 
-  // Where cotangents can overflow, sums over rows come last (TilePlan::backward), so that a VJP
-  // done again has nothing to undo.
-  std::span<const TileInstruction> sum_instructions() const {
-    const auto is_sum = [](const TileInstruction& i) { return i.out.space == TileSpace::sums; };
-    const auto first = std::find_if(v_.backward.begin(), v_.backward.end(), is_sum);
-    return {first, v_.backward.end()};
-  }
+  std::span<const TileInstruction> all_backward() const { return v_.backward; }
 
   // Seeds, and the reverse sweep of the stage entered. False when a cotangent overflowed.
   bool cotangents(int exponent, T& largest, std::int64_t& underflows) {
@@ -503,8 +499,7 @@ class Worker {
       run_tile<T>(v_, v_.backward, m_, nullptr);
       return true;
     }
-    const std::span<const TileInstruction> all = v_.backward;
-    run_tile<T>(v_, all.first(all.size() - sum_instructions().size()), m_, &largest);
+    run_tile<T>(v_, all_backward().first(std::size_t(v_.first_sum)), m_, &largest);
     return std::isfinite(largest);
   }
 
@@ -568,7 +563,7 @@ class Worker {
   // total += factor * the accumulator's elements.
   static void add_sum(const TileSum& sum, const T* acc, T factor, T* total) {
     if (sum.by_lane) {
-      lane_kernels<T>().flush_by_lane(total, acc, factor, sum.elements);
+      lane_kernels<T>().add_sums(total, acc, factor, sum.elements, tile_vector);
       return;
     }
     for (std::int64_t e = 0; e < sum.elements; ++e) {
@@ -585,7 +580,8 @@ class Worker {
   Arena<T> arena_;
   TileMemory<T> m_;
   const Stretch* stretch_ = nullptr;
-  T *kept_ = nullptr, *y_ = nullptr, *next_ = nullptr, *room_ = nullptr;
+  std::int64_t kept_step_ = 0;  // from stage to stage: forwards all share one memory
+  T *kept_ = nullptr, *slopes_ = nullptr, *y_ = nullptr, *next_ = nullptr, *room_ = nullptr;
   T *a_ = nullptr, *u_ = nullptr, *products_ = nullptr, *loss_ = nullptr;
   T pending_ = 0;    // h / S of what m_.sums holds for parameters; 0: nothing
   int waiting_ = 0;  // VJPs it has waited

@@ -6,7 +6,7 @@ namespace halftape {
 namespace {
 
 std::string text(const TileRef& ref) {
-  constexpr std::array<std::string_view, 6> names{"-",         "scratch", "kept",
+  constexpr std::array<std::string_view, 7> names{"-",         "scratch", "kept", "panel",
                                                   "parameter", "time",    "sum"};
   return ref.space == TileSpace::none
              ? std::string("-")
@@ -81,8 +81,11 @@ std::string text(const TileInstruction& i) {
   for (int k = 0; k < i.operands; ++k) {
     operands += (k > 0 ? ", " : " ") + text(i.in[std::size_t(k)]);
   }
-  return fmt::format("{}{:<28}{} -> {}  {} {}\n", i.fused ? "  | " : "    ", name, operands,
-                     text(i.out), i.count > 0 ? fmt::format("[{}]", i.count) : "", i.dtype);
+  const std::string heading =
+      i.parts > 0 && !i.fused ? fmt::format("  {} of {} at a time:\n", i.panel, i.parts) : "";
+  return fmt::format("{}{}{:<28}{} -> {}  {} {}\n", heading, i.fused ? "  | " : "    ", name,
+                     operands, text(i.out), i.count > 0 ? fmt::format("[{}]", i.count) : "",
+                     i.dtype);
 }
 
 }  // namespace

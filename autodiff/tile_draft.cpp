@@ -234,6 +234,54 @@ void TileDraft::mark_fused(std::vector<TileInstruction>& list) {
   }
 }
 
+// Values that are numbers of a dtype narrower than f32 come first: they are held in it.
+void TileDraft::place_kept() {
+  TilePlan& plan = plan_;
+  std::vector<DType> dtypes(storages_.size(), DType::boolean);
+  const auto holds = [&](const TileRef& ref, DType dtype) {
+    DType& all = dtypes[std::size_t(ref.offset)];
+    all = dtype == DType::boolean || all == dtype ? all
+          : all == DType::boolean                 ? dtype
+                                                  : wider(all, dtype);
+  };
+  for (const auto* ports : {&plan.rows_in, &plan.rows_constant}) {
+    for (const TilePort& port : *ports) {
+      holds(port.ref, port.dtype);
+    }
+  }
+  for (const TileInstruction& i : plan.forward) {
+    holds(i.out, i.dtype);
+  }
+  const auto is_narrow = [](DType d) {
+    return d == DType::boolean || facts(d).p < facts(DType::f32).p;
+  };
+  DType widest = DType::boolean;
+  for (std::size_t s = 0; s < storages_.size(); ++s) {
+    const bool here = storages_[s].kept && storages_[s].merged_into < 0;
+    if (here && is_narrow(dtypes[s]) && dtypes[s] != DType::boolean) {
+      widest = widest == DType::boolean ? dtypes[s] : wider(widest, dtypes[s]);
+    }
+  }
+  const bool any_narrow = widest != DType::boolean && is_narrow(widest);
+  for (const bool narrow : {true, false}) {
+    for (std::size_t s = 0; s < storages_.size(); ++s) {
+      Storage& storage = storages_[s];
+      if (storage.kept && storage.merged_into < 0 &&
+          (any_narrow && is_narrow(dtypes[s])) == narrow) {
+        storage.space = TileSpace::kept;
+        storage.offset = plan.kept;
+        plan.kept += storage.elements;
+      } else if (storage.panel) {
+        storage.space = TileSpace::panel;
+      }
+    }
+    if (narrow && any_narrow) {
+      plan.kept_narrow = plan.kept;
+      plan.kept_dtype = widest;
+    }
+  }
+}
+
 void TileDraft::place() {
   TilePlan& plan = plan_;
   // Kept: computed or given in the forward pass, read in the backward pass.
@@ -259,16 +307,7 @@ void TileDraft::place() {
   }
   share_in_place();
 
-  std::vector<TileSpace> space(storages_.size(), TileSpace::scratch);
-  for (std::size_t s = 0; s < storages_.size(); ++s) {
-    if (storages_[s].kept && storages_[s].merged_into < 0) {
-      space[s] = TileSpace::kept;
-      storages_[s].offset = plan.kept;
-      plan.kept += storages_[s].elements;
-    } else if (storages_[s].panel) {
-      space[s] = TileSpace::panel;
-    }
-  }
+  place_kept();
   // Scratch by lifetime, in each pass on its own; entry values live from the start, results to the
   // end.
   const auto place_scratch = [&](std::vector<TileInstruction>& list,
@@ -311,7 +350,7 @@ void TileDraft::place() {
     std::vector<std::size_t> order;
     for (std::size_t s = 0; s < storages_.size(); ++s) {
       if (to[s] >= 0 || from[s] < 0) {
-        if (space[s] != TileSpace::kept && storages_[s].merged_into < 0) {
+        if (storages_[s].space != TileSpace::kept && storages_[s].merged_into < 0) {
           order.push_back(s);
         }
       }
@@ -347,7 +386,7 @@ void TileDraft::place() {
   const auto settle = [&](TileRef& ref) {
     if (is_rows(ref)) {
       const auto s = std::size_t(storage_root(ref.offset));
-      ref = {space[s], storages_[s].offset};
+      ref = {storages_[s].space, storages_[s].offset};
     }
   };
   for (auto* list : {&plan.forward, &plan.backward}) {

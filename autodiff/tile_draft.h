@@ -17,7 +17,8 @@ class TileDraft {
     std::int32_t elements = 0;
     bool kept = false;
     bool pinned = false;  // an input or an output: never shared in place
-    bool panel = false;   // holds a panel of a group: `elements` are its
+    TileSpace space = TileSpace::scratch;
+    bool panel = false;  // holds a panel of a group: `elements` are its
     int merged_into = -1;
     std::int32_t offset = 0;
   };
@@ -40,6 +41,7 @@ class TileDraft {
   void fuse_bias();
   void sink_sums(std::vector<TileInstruction>& list);
   void share_in_place();
+  void place_kept();
   void repeat_maps();
   void form_panels(std::span<TileInstruction> list);
   std::size_t form_panels(std::span<TileInstruction> list, std::size_t n);

@@ -76,7 +76,7 @@ class Planner {
     list_ = &result_.plan.forward;
     for (const ValueId id : p.outputs) {
       TilePort port = port_of(rows_value(id), p.type(id).dtype);
-      storage(port.ref).kept = storage(port.ref).pinned = true;
+      storage(port.ref).pinned = true;
       result_.plan.rows_out.push_back(port);
     }
     list_ = &result_.plan.backward;

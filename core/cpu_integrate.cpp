@@ -117,8 +117,8 @@ class Worker {
     }
     m_.lanes = lanes;
     m_.scratch = arena_.take(v_.scratch * lanes);
-    kept_ = arena_.take(std::int64_t(backward ? plan.stages() : 1) * v_.kept * lanes);
-    kept_step_ = backward ? v_.kept * lanes : 0;
+    kept_ = arena_.take(std::int64_t(kept_memories(plan, backward)) * v_.kept * lanes);
+    kept_step_ = kept_memories(plan, backward) > 1 ? v_.kept * lanes : 0;
     slopes_ = arena_.take(std::int64_t(plan.stages()) * elements_ * lanes);
     y_ = arena_.take(elements_ * lanes);
     next_ = arena_.take(elements_ * lanes);
@@ -130,6 +130,12 @@ class Worker {
       loss_ = arena_.take(elements_ * lanes);
       m_.transposed = arena_.take(transposed_numbers(v_, lanes));
       m_.sums = arena_.take(Arena<T>::padded(v_.sum_numbers));
+      if (v_.kept_narrow > 0) {
+        held_.resize(std::size_t(plan.stages()) - 1);
+        for (T*& held : held_) {
+          held = arena_.take(held_numbers(v_, lanes));
+        }
+      }
       factor_.resize(std::size_t(plan.stages()));
       zero_.resize(std::size_t(plan.stages()));
     }
@@ -272,12 +278,42 @@ class Worker {
     }
     const std::int64_t stages = plan.stages();
     std::int64_t n =
-        (v.scratch + (backward ? stages : 1) * v.kept + (2 + stages) * elements + widest) * lanes;
+        (v.scratch + kept_memories(plan, backward) * v.kept + (2 + stages) * elements + widest) *
+        lanes;
     if (backward) {
       n += (3 + stages) * elements * lanes + transposed_numbers(v, lanes) +
            Arena<T>::padded(v.sum_numbers);
+      n += v.kept_narrow > 0 ? (stages - 1) * held_numbers(v, lanes) : 0;
     }
     return n;
+  }
+
+  // One for each stage, or one where stages are held in fewer bytes and nothing is pulled back.
+  static std::int64_t kept_memories(const IntegrationPlan& plan, bool backward) {
+    return backward && plan.velocity->kept_narrow == 0 ? plan.stages() : 1;
+  }
+  static std::int64_t held_numbers(const TilePlan& v, std::int64_t lanes) {
+    return Arena<T>::padded((kept_bytes(v, lanes, dtype_of<T>) + std::int64_t(sizeof(T)) - 1) /
+                            std::int64_t(sizeof(T)));
+  }
+
+  // What a stage keeps, in the dtypes of its values; the last one's stays where it is.
+  void hold(int s) {
+    if (s < int(held_.size())) {
+      const std::int64_t narrow = v_.kept_narrow * lanes_;
+      T* wide = held_[std::size_t(s)];
+      T* rest = std::copy(kept_ + narrow, kept_ + v_.kept * lanes_, wide);
+      convert(dtype_of<T>, kept_, v_.kept_dtype, rest, narrow);
+    }
+  }
+  void bring_back(int s) {
+    if (s < int(held_.size())) {
+      const std::int64_t narrow = v_.kept_narrow * lanes_;
+      const T* wide = held_[std::size_t(s)];
+      const T* rest = wide + (v_.kept * lanes_ - narrow);
+      std::copy(wide, rest, kept_ + narrow);
+      convert(v_.kept_dtype, rest, dtype_of<T>, kept_, narrow);
+    }
   }
 
   Rows<T> in_rows() const { return {k_, lanes_, room_}; }
@@ -358,6 +394,7 @@ class Worker {
       for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
         std::copy_n(m_.at(v_.rows_out[c].ref), n * lanes_, slopes(s) + at);
       });
+      hold(s);
       // The new state, and <k, u> in the backward pass, show every slope that has a weight.
       finite = finite && (plan_.b[std::size_t(s)] != 0 ||
                           std::isfinite(k_.largest(slopes(s), elements_ * lanes_)));
@@ -426,6 +463,7 @@ class Worker {
       if (magnitude == 0) {
         continue;
       }
+      bring_back(s);
       scale.begin_vjp(double(magnitude));
       if (!v_.narrow_cotangents) {  // nothing overflows and is done again: the scale stays
         expect_sums(h * std::ldexp(1.0, -scale.exponent()), sums);
@@ -580,7 +618,8 @@ class Worker {
   Arena<T> arena_;
   TileMemory<T> m_;
   const Stretch* stretch_ = nullptr;
-  std::int64_t kept_step_ = 0;  // from stage to stage: forwards all share one memory
+  std::int64_t kept_step_ = 0;  // from stage to stage; 0: one memory for all
+  std::vector<T*> held_;        // of all stages but the last, where values are narrow
   T *kept_ = nullptr, *slopes_ = nullptr, *y_ = nullptr, *next_ = nullptr, *room_ = nullptr;
   T *a_ = nullptr, *u_ = nullptr, *products_ = nullptr, *loss_ = nullptr;
   T pending_ = 0;    // h / S of what m_.sums holds for parameters; 0: nothing

@@ -96,6 +96,10 @@ struct TilePlan {
   std::vector<TilePort> seeds;          // cotangents of rows_out
   std::vector<TilePort> rows_bar;      // cotangents of rows_in; TileSpace::none where there is none
   std::int32_t scratch = 0, kept = 0;  // elements a lane
+  // The first of the kept elements are numbers of this dtype, and are held in it until they are
+  // read: nothing is lost.
+  std::int32_t kept_narrow = 0;
+  DType kept_dtype = DType::f32;
   std::int32_t parameters = 0, times = 0;  // elements of the tables
   std::int32_t sum_numbers = 0;            // of all accumulators
   bool narrow_cotangents = false;  // some cotangents are rounded below f32: they can overflow
@@ -107,6 +111,9 @@ struct TilePlan {
 // Lanes an accumulator by lane has, and the unit in which rows are padded: one 64-byte vector of
 // f32.
 inline constexpr int tile_vector = 16;
+
+// Bytes that `lanes` rows keep of one stage.
+std::int64_t kept_bytes(const TilePlan& plan, std::int64_t lanes, DType arithmetic);
 
 // Text: instructions with fusion groups, buffers, bytes and FLOPs for one tile of `lanes` rows.
 std::string print(const TilePlan& plan, int lanes = 64);

@@ -23,16 +23,20 @@ using Full = hn::ScalableTag<T>;
 template <class T>
 constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
 
-template <class V>
-HWY_INLINE V rounded([[maybe_unused]] LaneRounding rounding, V x) {
+template <class T>
+constexpr bool can_round = HWY_TARGET != HWY_SCALAR&& std::is_same_v<T, float>;
+
+template <LaneRounding rounding, class V>
+HWY_INLINE V rounded(V x) {
 #if HWY_TARGET != HWY_SCALAR
   if constexpr (std::is_same_v<hn::TFromV<V>, float>) {
     const Full<float> d;
     const hn::RebindToUnsigned<Full<float>> bits;
-    if (rounding == LaneRounding::f16) {
+    if constexpr (rounding == LaneRounding::f16) {
       return hn::PromoteTo(d, hn::DemoteTo(hn::Rebind<hwy::float16_t, Full<float>>(), x));
     }
-    if (rounding == LaneRounding::bf16) {  // to the nearest, ties to even, in the upper half
+    if constexpr (rounding ==
+                  LaneRounding::bf16) {  // to the nearest, ties to even, in the upper half
       const auto code = hn::BitCast(bits, x);
       const auto odd = hn::And(hn::ShiftRight<16>(code), hn::Set(bits, 1));
       const auto up = hn::Add(hn::Add(code, hn::Set(bits, 0x7fff)), odd);
@@ -61,7 +65,7 @@ struct Columns {
 
 // Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since
 // an addition takes some cycles to arrive.
-template <bool rounds, int M, int N, bool together, class T>
+template <LaneRounding rounding, int M, int N, bool together, class T>
 HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
                            const Columns<N, together, T>& columns) {
   const Full<T> d;
@@ -130,13 +134,13 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
       if (g.accumulate) {
         total = hn::Add(hn::LoadU(d, columns.c(v) + row), total);
       }
-      if constexpr (rounds) {
-        total = rounded(g.rounding, total);
+      if constexpr (rounding != LaneRounding::none) {
+        total = rounded<rounding>(total);
       }
       if (g.bias != nullptr) {
         total = hn::Add(total, bias);
-        if constexpr (rounds) {
-          total = rounded(g.rounding, total);
+        if constexpr (rounding != LaneRounding::none) {
+          total = rounded<rounding>(total);
         }
       }
       hn::StoreU(total, d, columns.c(v) + row);
@@ -144,30 +148,30 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
   }
 }
 
-template <bool rounds, int N, bool together, class T>
+template <LaneRounding rounding, int N, bool together, class T>
 HWY_INLINE void gemm_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
   std::int64_t i = 0;
   for (; i + 6 <= g.m; i += 6) {
-    gemm_block<rounds, 6>(g, i, columns);
+    gemm_block<rounding, 6>(g, i, columns);
   }
   switch (g.m - i) {
     case 1:
-      return gemm_block<rounds, 1>(g, i, columns);
+      return gemm_block<rounding, 1>(g, i, columns);
     case 2:
-      return gemm_block<rounds, 2>(g, i, columns);
+      return gemm_block<rounding, 2>(g, i, columns);
     case 3:
-      return gemm_block<rounds, 3>(g, i, columns);
+      return gemm_block<rounding, 3>(g, i, columns);
     case 4:
-      return gemm_block<rounds, 4>(g, i, columns);
+      return gemm_block<rounding, 4>(g, i, columns);
     case 5:
-      return gemm_block<rounds, 5>(g, i, columns);
+      return gemm_block<rounding, 5>(g, i, columns);
     default:
       return;
   }
 }
 
 // Few terms: x stays in registers while the rows of c go by.
-template <bool rounds, int K, int N, bool together, class T>
+template <LaneRounding rounding, int K, int N, bool together, class T>
 HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
@@ -179,7 +183,7 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
       x[l][v] = hn::LoadU(d, columns.x(v) + l * g.x_stride);
     }
   }
-  const bool bias_first = !rounds && g.bias != nullptr;
+  const bool bias_first = rounding == LaneRounding::none && g.bias != nullptr;
   const T* a = g.a;
   std::int64_t row = 0;
   for (std::int64_t i = 0; i < g.m; ++i, a += g.a_row, row += g.c_stride) {
@@ -196,10 +200,10 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
       for (int l = 1; l < K; ++l) {
         total = hn::MulAdd(factor[l], x[l][v], total);
       }
-      if constexpr (rounds) {
-        total = rounded(g.rounding, total);
+      if constexpr (rounding != LaneRounding::none) {
+        total = rounded<rounding>(total);
         if (g.bias != nullptr) {
-          total = rounded(g.rounding, hn::Add(total, bias));
+          total = rounded<rounding>(hn::Add(total, bias));
         }
       }
       hn::StoreU(total, d, columns.c(v) + row);
@@ -250,31 +254,39 @@ HWY_INLINE void for_columns(const Gemm<T>& g, Body&& body) {
   }
 }
 
-template <bool rounds, int K, class T>
+template <LaneRounding rounding, int K, class T>
 HWY_INLINE void shallow(const Gemm<T>& g) {
-  for_columns(g, [&](const auto& columns) { shallow_columns<rounds, K>(g, columns); });
+  for_columns(g, [&](const auto& columns) { shallow_columns<rounding, K>(g, columns); });
 }
 
-template <bool rounds, class T>
+template <LaneRounding rounding, class T>
 HWY_INLINE void gemm_with(const Gemm<T>& g) {
   if (!g.accumulate && g.parts == 1 && g.m > 4) {
     switch (g.k) {
       case 1:
-        return shallow<rounds, 1>(g);
+        return shallow<rounding, 1>(g);
       case 2:
-        return shallow<rounds, 2>(g);
+        return shallow<rounding, 2>(g);
       case 3:
-        return shallow<rounds, 3>(g);
+        return shallow<rounding, 3>(g);
       default:
         break;
     }
   }
-  for_columns(g, [&](const auto& columns) { gemm_columns<rounds>(g, columns); });
+  for_columns(g, [&](const auto& columns) { gemm_columns<rounding>(g, columns); });
 }
 
 template <class T>
 void gemm(const Gemm<T>& g) {
-  g.rounding == LaneRounding::none ? gemm_with<false>(g) : gemm_with<true>(g);
+  if constexpr (can_round<T>) {
+    if (g.rounding == LaneRounding::f16) {
+      return gemm_with<LaneRounding::f16>(g);
+    }
+    if (g.rounding == LaneRounding::bf16) {
+      return gemm_with<LaneRounding::bf16>(g);
+    }
+  }
+  gemm_with<LaneRounding::none>(g);
 }
 
 // M x K sums at once: every vector loaded is used M or K times.
@@ -582,19 +594,34 @@ void add_sums(T* out, const T* x, T factor, std::int64_t elements, std::int64_t 
 }
 
 // Magnitudes compare like the integers of their bits, infinities and NaN above all numbers.
-template <class T>
-T round(LaneRounding rounding, T* x, std::int64_t n) {
+template <LaneRounding rounding, bool watch, class T>
+HWY_INLINE T round_as(T* x, std::int64_t n) {
   const Full<T> d;
   const hn::RebindToUnsigned<Full<T>> bits;
   const hn::RebindToSigned<Full<T>> ordered;
   const auto magnitude = hn::Set(bits, ~hwy::MakeUnsigned<T>(0) >> 1);
   auto most = hn::Zero(ordered);
   for (std::int64_t i = 0; i < n; i += vector_length<T>) {
-    const auto y = rounded(rounding, hn::LoadU(d, x + i));
+    const auto y = rounded<rounding>(hn::LoadU(d, x + i));
     hn::StoreU(y, d, x + i);
-    most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, y), magnitude)));
+    if constexpr (watch) {
+      most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, y), magnitude)));
+    }
   }
-  return hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most)));
+  return watch ? hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most))) : T(0);
+}
+
+template <class T>
+T round(LaneRounding rounding, bool watch, T* x, std::int64_t n) {
+  if constexpr (can_round<T>) {
+    if (rounding == LaneRounding::f16) {
+      return watch ? round_as<LaneRounding::f16, true>(x, n)
+                   : round_as<LaneRounding::f16, false>(x, n);
+    }
+    return watch ? round_as<LaneRounding::bf16, true>(x, n)
+                 : round_as<LaneRounding::bf16, false>(x, n);
+  }
+  return T(0);
 }
 
 template <class T>
@@ -630,19 +657,9 @@ double dot(const T* x, const T* y, std::int64_t n) {
 
 template <class T>
 LaneKernels<T> kernels() {
-  return {gemm<T>,
-          outer_by_lane<T>,
-          transpose<T>,
-          combine<T>,
-          multiply_add<T>,
-          add<T>,
-          add_sums<T>,
-          add_by_lane<T>,
-          flush<T>,
-          round<T>,
-          largest<T>,
-          dot<T>,
-          HWY_TARGET != HWY_SCALAR && std::is_same_v<T, float>};
+  return {gemm<T>,    outer_by_lane<T>, transpose<T>,   combine<T>, multiply_add<T>,
+          add<T>,     add_sums<T>,      add_by_lane<T>, flush<T>,   round<T>,
+          largest<T>, dot<T>,           can_round<T>};
 }
 
 const LaneKernels<float>& kernels_f32() {

@@ -65,8 +65,9 @@ struct LaneKernels {
   void (*add_by_lane)(T* sums, const T* x, std::int64_t elements, std::int64_t n, T scale);
   // total += factor * acc, then acc = 0.
   void (*flush)(T* total, T* acc, T factor, std::int64_t n);
-  // Rounds in place; the largest magnitude of the results, as below. Not for none, f32 only.
-  T (*round)(LaneRounding rounding, T* x, std::int64_t n);
+  // Rounds in place; with `watch` the largest magnitude of the results, as below. Not for none, f32
+  // only.
+  T (*round)(LaneRounding rounding, bool watch, T* x, std::int64_t n);
   // Largest magnitude of n numbers; infinite or NaN when one of them is.
   T (*largest)(const T* x, std::int64_t n);
   double (*dot)(const T* x, const T* y, std::int64_t n);

@@ -75,7 +75,7 @@ class Tile {
     }
     const LaneRounding rounding = in_registers(dtype);
     if (rounding != LaneRounding::none) {
-      watch(k_.round(rounding, out, n));
+      watch(k_.round(rounding, largest_ != nullptr, out, n));
       return;
     }
     round_to_dtype(dtype, out, n);

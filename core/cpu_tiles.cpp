@@ -9,7 +9,7 @@
 namespace halftape::cpu {
 namespace {
 
-constexpr std::int64_t panel_numbers = 2048;   // of one value: a group's panels stay in L1
+constexpr std::int64_t panel_numbers = 6144;   // of one value: a group's panels stay in L1
 constexpr std::int64_t transposed_rows = 128;  // terms of a sum of products at once
 
 template <class T>

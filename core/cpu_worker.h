@@ -129,7 +129,7 @@ class Worker {
     return stretch_->time_index[std::size_t((i - stretch_->first) * plan_.stages() + s)];
   }
 
-  // Slopes of step i from y_, each stage's values in its own memory.
+  // Slopes of step i from y_. What each stage keeps stays in its own memory, or is held.
   bool evaluate_stages(int i);
 
   bool store_state(const ForwardRun& run, int i, std::int64_t first, std::int64_t rows);

@@ -55,8 +55,8 @@ constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
 // N vectors of columns: side by side, or of several groups.
 template <int N, bool together, class T>
 struct Columns {
-  const T* first_x[N];
-  T* first_c[N];
+  const T* first_x[together ? 1 : N];
+  T* first_c[together ? 1 : N];
   HWY_INLINE const T* x(int v) const {
     return together ? first_x[0] + v * vector_length<T> : first_x[v];
   }
@@ -218,16 +218,20 @@ using Count = std::integral_constant<int, N>;
 template <bool together, class T, class Body>
 HWY_INLINE void for_columns_as(const Gemm<T>& g, Body&& body) {
   constexpr std::int64_t L = vector_length<T>;
-  std::int64_t group = 0, j = 0;
+  const T* x = g.x;
+  T* c = g.c;
+  std::int64_t j = 0;
   const auto take = [&](auto count) {
     Columns<count, together, T> columns;
-    for (int v = 0; v < count; ++v) {
-      columns.first_x[v] = g.x + group * g.x_group + j;
-      columns.first_c[v] = g.c + group * g.c_group + j;
-      j += L;
+    constexpr int step = together ? count : 1;  // vectors that follow one pointer
+    for (int v = 0; v < count; v += step) {
+      columns.first_x[v] = x + j;
+      columns.first_c[v] = c + j;
+      j += step * L;
       if (j >= g.n) {
         j = 0;
-        ++group;
+        x += g.x_group;
+        c += g.c_group;
       }
     }
     return columns;

@@ -5,7 +5,6 @@
 // come from a hypernetwork of time and the trace is exact (halftape/nn/flow.h). Every batch is new.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -267,11 +266,7 @@ void draw_sweep(const Options& options, const std::vector<std::string>& densitie
 void sweep(const Options& options, CnfOptions own) {
   const std::vector<std::string> densities{"8gaussians", "checkerboard", "2spirals"};
   SweepTable table(options);
-  // Products in tf32 have no tile form: these runs take hours, so they come last.
-  std::vector<Configuration> order(paper_configurations.begin(), paper_configurations.end());
-  std::stable_partition(order.begin(), order.end(),
-                        [](const Configuration& c) { return c.precision != "tf32"; });
-  for (const Configuration& configuration : order) {
+  for (const Configuration& configuration : paper_configurations) {
     for (const std::string& density : densities) {
       if (table.has("cnf", density, configuration)) {
         continue;

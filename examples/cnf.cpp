@@ -253,11 +253,10 @@ void draw_sweep(const Options& options, const std::vector<std::string>& densitie
       const auto file =
           std::filesystem::path(configured(options, density, configuration, "density").out) /
           "samples.safetensors";
-      Series points;  // stays empty for a run that failed
-      if (std::filesystem::exists(file)) {
-        points = scatter(read_safetensors(file).tensors[0].value);
+      if (std::filesystem::exists(file)) {  // not run yet, or failed
+        picture.panels.push_back(square_panel(fmt::format("{}, {}", density, configuration.label()),
+                                              scatter(read_safetensors(file).tensors[0].value)));
       }
-      picture.panels.push_back(square_panel(configuration.label(), std::move(points)));
     }
   }
   write_picture(picture, options.out, "samples");

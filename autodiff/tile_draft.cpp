@@ -1,5 +1,5 @@
 // From instructions with storages of their own to a plan: what is not needed goes, what can run
-// together is put together, storages get places in a tile's memory.
+// together is put together.
 #include "halftape/autodiff/tile_draft.h"
 
 #include <algorithm>
@@ -30,15 +30,6 @@ std::int32_t TileDraft::add_index(const std::vector<std::int32_t>& index) {
 namespace {
 
 bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
-
-template <class F>
-void for_each_operand(TileInstruction& i, F&& f) {
-  for (int k = 0; k < i.operands; ++k) {
-    if (is_rows(i.in[std::size_t(k)].ref)) {
-      f(i.in[std::size_t(k)]);
-    }
-  }
-}
 
 }  // namespace
 
@@ -166,53 +157,14 @@ void TileDraft::sink_sums(std::vector<TileInstruction>& list) {
   list = std::move(result);
 }
 
-// A map may write over an operand that nobody reads afterwards.
-void TileDraft::share_in_place() {
-  TilePlan& plan = plan_;
-  std::vector<TileInstruction*> all;
-  for (auto* list : {&plan.forward, &plan.backward}) {
-    for (TileInstruction& i : *list) {
-      all.push_back(&i);
-    }
-  }
-  std::vector<int> last(storages_.size(), -1);
-  for (std::size_t n = 0; n < all.size(); ++n) {
-    for_each_operand(*all[n], [&](TileOperand& x) { last[std::size_t(x.ref.offset)] = int(n); });
-  }
-  const TileInstruction* head = nullptr;  // of the group that instruction n is in
-  for (std::size_t n = 0; n < all.size(); ++n) {
-    TileInstruction& i = *all[n];
-    head = i.fused ? head : &i;
-    if (i.kind != TileInstruction::Kind::map || !is_rows(i.out)) {
-      continue;
-    }
-    bool merged = false;
-    for_each_operand(i, [&](TileOperand& x) {
-      Storage& from = storage(x.ref);
-      for (int k = 0; k < i.operands; ++k) {  // nobody else reads it at other elements
-        const TileOperand& other = i.in[std::size_t(k)];
-        if (other.ref == x.ref && other.index != x.index) {
-          return;
-        }
-      }
-      // A product reads all of its operand again for each panel of its group.
-      if (head->kind == TileInstruction::Kind::gemm && head->in[1].ref == x.ref) {
-        return;
-      }
-      if (!merged && x.index == TileOperand::same && !from.pinned && !from.kept &&
-          last[std::size_t(x.ref.offset)] == int(n) && from.elements == storage(i.out).elements &&
-          from.merged_into < 0 && x.ref != i.out) {
-        from.merged_into = i.out.offset;
-        merged = true;
-      }
-    });
-  }
-}
-
 void TileDraft::mark_fused(std::vector<TileInstruction>& list) {
   std::vector<std::int32_t> produced;  // by the group so far
   for (std::size_t n = 0; n < list.size(); ++n) {
     TileInstruction& i = list[n];
+    if (i.parts > 0) {  // a group already
+      produced.clear();
+      continue;
+    }
     const bool gemm = i.kind == TileInstruction::Kind::gemm &&
                       (i.loops.batch == 1 ? i.loops.n == 1 || i.loops.out[1] == i.loops.n
                                           : i.loops.out[0] * i.loops.batch == i.count);
@@ -237,136 +189,6 @@ void TileDraft::mark_fused(std::vector<TileInstruction>& list) {
   }
 }
 
-void TileDraft::place() {
-  TilePlan& plan = plan_;
-  // Kept: computed or given in the forward pass, read in the backward pass.
-  std::vector<bool> forward_made(storages_.size());
-  for (const auto* ports : {&plan.rows_in, &plan.rows_constant}) {
-    for (const TilePort& port : *ports) {
-      forward_made[std::size_t(port.ref.offset)] = true;
-    }
-  }
-  for (const TileInstruction& i : plan.forward) {
-    if (is_rows(i.out)) {
-      forward_made[std::size_t(i.out.offset)] = true;
-    }
-  }
-  for (TileInstruction& i : plan.backward) {
-    for_each_operand(
-        i, [&](TileOperand& x) { storage(x.ref).kept |= forward_made[std::size_t(x.ref.offset)]; });
-  }
-  for (const TilePort& port : plan.rows_bar) {  // an input's cotangent may be a forward value
-    if (is_rows(port.ref)) {
-      storage(port.ref).kept |= forward_made[std::size_t(port.ref.offset)];
-    }
-  }
-  share_in_place();
-
-  std::vector<TileSpace> space(storages_.size(), TileSpace::scratch);
-  for (std::size_t s = 0; s < storages_.size(); ++s) {
-    if (storages_[s].kept && storages_[s].merged_into < 0) {
-      space[s] = TileSpace::kept;
-      storages_[s].offset = plan.kept;
-      plan.kept += storages_[s].elements;
-    }
-  }
-  // Scratch by lifetime, in each pass on its own; entry values live from the start, results to the
-  // end.
-  const auto place_scratch = [&](std::vector<TileInstruction>& list,
-                                 std::span<const TilePort> given, std::span<const TilePort> taken) {
-    const int end = int(list.size());
-    std::vector<int> from(storages_.size(), end + 1), to(storages_.size(), -1);
-    const auto touch = [&](const TileRef& ref, int at) {
-      if (is_rows(ref)) {
-        const auto s = std::size_t(storage_root(ref.offset));
-        from[s] = std::min(from[s], at);
-        to[s] = std::max(to[s], at);
-      }
-    };
-    for (const TilePort& port : given) {
-      touch(port.ref, -1);
-    }
-    for (int n = 0; n < end; ++n) {
-      for_each_operand(list[std::size_t(n)], [&](TileOperand& x) { touch(x.ref, n); });
-      touch(list[std::size_t(n)].out, n);
-    }
-    for (const TilePort& port : taken) {
-      touch(port.ref, end);
-    }
-    // A group runs panel by panel: what it touches must not share memory within it.
-    for (int n = 0; n < end;) {
-      int last = n;
-      while (last + 1 < end && list[std::size_t(last) + 1].fused) {
-        ++last;
-      }
-      for (std::size_t s = 0; s < storages_.size(); ++s) {
-        if (to[s] >= n && to[s] <= last && from[s] <= last) {
-          to[s] = last;
-        }
-        if (from[s] >= n && from[s] <= last) {
-          from[s] = n;
-        }
-      }
-      n = last + 1;
-    }
-    std::vector<std::size_t> order;
-    for (std::size_t s = 0; s < storages_.size(); ++s) {
-      if (to[s] >= 0 || from[s] < 0) {
-        if (space[s] == TileSpace::scratch && storages_[s].merged_into < 0) {
-          order.push_back(s);
-        }
-      }
-    }
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-      return storages_[a].elements > storages_[b].elements;
-    });
-    std::vector<std::size_t> placed;
-    for (const std::size_t s : order) {
-      std::int32_t offset = 0;
-      bool moved = true;
-      while (moved) {
-        moved = false;
-        for (const std::size_t other : placed) {
-          const bool together = from[s] <= to[other] && from[other] <= to[s];
-          if (together && offset < storages_[other].offset + storages_[other].elements &&
-              storages_[other].offset < offset + storages_[s].elements) {
-            offset = storages_[other].offset + storages_[other].elements;
-            moved = true;
-          }
-        }
-      }
-      storages_[s].offset = offset;
-      placed.push_back(s);
-      plan.scratch = std::max(plan.scratch, offset + storages_[s].elements);
-    }
-  };
-  std::vector<TilePort> given = plan.rows_in;
-  given.insert(given.end(), plan.rows_constant.begin(), plan.rows_constant.end());
-  place_scratch(plan.forward, given, plan.rows_out);
-  place_scratch(plan.backward, plan.seeds, plan.rows_bar);
-
-  const auto settle = [&](TileRef& ref) {
-    if (is_rows(ref)) {
-      const auto s = std::size_t(storage_root(ref.offset));
-      ref = {space[s], storages_[s].offset};
-    }
-  };
-  for (auto* list : {&plan.forward, &plan.backward}) {
-    for (TileInstruction& i : *list) {
-      for (int k = 0; k < i.operands; ++k) {
-        settle(i.in[std::size_t(k)].ref);
-      }
-      settle(i.out);
-    }
-  }
-  for (auto* ports :
-       {&plan.rows_in, &plan.rows_constant, &plan.rows_out, &plan.seeds, &plan.rows_bar}) {
-    for (TilePort& port : *ports) {
-      settle(port.ref);
-    }
-  }
-}
-
 void TileDraft::finish() {
   TilePlan& plan = plan_;
   fold_copies();
@@ -380,11 +202,18 @@ void TileDraft::finish() {
     plan.narrow_cotangents |= facts(seed.dtype).p < facts(DType::f32).p;
   }
   if (plan.narrow_cotangents) {
-    std::stable_partition(plan.backward.begin(), plan.backward.end(),
-                          [](const TileInstruction& i) { return i.out.space != TileSpace::sums; });
+    const auto sums =
+        std::stable_partition(plan.backward.begin(), plan.backward.end(),
+                              [](const auto& i) { return i.out.space != TileSpace::sums; });
+    plan.first_sum = std::int32_t(sums - plan.backward.begin());
   } else {
     sink_sums(plan.backward);
   }
+  repeat_maps();
+  const std::span<TileInstruction> backward = plan.backward;
+  form_panels(plan.forward);
+  form_panels(backward.first(std::size_t(plan.first_sum)));
+  form_panels(backward.subspan(std::size_t(plan.first_sum)));
   mark_fused(plan.forward);
   mark_fused(plan.backward);
   place();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "halftape/core/tile_plan.h"
@@ -16,6 +17,8 @@ class TileDraft {
     std::int32_t elements = 0;
     bool kept = false;
     bool pinned = false;  // an input or an output: never shared in place
+    TileSpace space = TileSpace::scratch;
+    bool panel = false;  // holds a panel of a group: `elements` are its
     int merged_into = -1;
     std::int32_t offset = 0;
   };
@@ -38,8 +41,22 @@ class TileDraft {
   void fuse_bias();
   void sink_sums(std::vector<TileInstruction>& list);
   void share_in_place();
+  void place_kept();
+  void repeat_maps();
+  void form_panels(std::span<TileInstruction> list);
+  std::size_t form_panels(std::span<TileInstruction> list, std::size_t n);
+  bool reads_shares(const TileInstruction& i, int k, std::int32_t parts);
+  bool makes_shares(const TileInstruction& i, std::int32_t parts);
   void mark_fused(std::vector<TileInstruction>& list);
   void place();
+  template <class F>
+  static void for_each_operand(TileInstruction& i, F&& f) {  // by row
+    for (int k = 0; k < i.operands; ++k) {
+      if (i.in[std::size_t(k)].ref.space == TileSpace::scratch) {
+        f(i.in[std::size_t(k)]);
+      }
+    }
+  }
   int storage_root(int s) const {
     while (storages_[std::size_t(s)].merged_into >= 0) {
       s = storages_[std::size_t(s)].merged_into;

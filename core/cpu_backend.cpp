@@ -9,11 +9,17 @@
 
 #include "halftape/core/check.h"
 #include "halftape/core/cpu_kernels.h"
+#include "halftape/core/simd_convert.h"
 
 namespace halftape {
 namespace {
 
 std::atomic<int> thread_count{0};  // 0: as OpenMP says
+
+// Formats that ConvertKernels::of knows.
+template <class T>
+constexpr bool is_narrow = std::is_same_v<T, Float16> || std::is_same_v<T, BFloat16> ||
+                           std::is_same_v<T, Float8E5M2> || std::is_same_v<T, Float8E4M3>;
 
 void require_index(const char* op, std::int64_t index, std::int64_t size) {
   if (index < 0 || index >= size) {
@@ -121,6 +127,9 @@ class CpuBackend final : public Backend {
   }
 
   void linear_combination(Array dst, std::span<const Term> terms, DType accumulate) override {
+    if (accumulate == DType::f32 && add_vectors(dst, terms)) {
+      return;
+    }
     cpu::with_arithmetic(accumulate == DType::f64, [&](auto tag) {
       using T = typename decltype(tag)::type;
       constexpr std::int64_t block = cpu::block;
@@ -141,6 +150,46 @@ class CpuBackend final : public Backend {
         cpu::store(dst, first, n, sum);
       });
     });
+  }
+
+  // Sums in f32 by kernels that convert terms on the way; false where there are none for them.
+  static bool add_vectors(Array dst, std::span<const Term> terms) {
+    const ConvertKernels* kernels = convert_kernels();
+    const auto has_kernel = [](const Term& term) {
+      return is_floating(term.array.dtype) && term.array.dtype != DType::f64;
+    };
+    if (kernels == nullptr || terms.size() < 2 ||
+        !std::all_of(terms.begin(), terms.end(), has_kernel)) {
+      return false;
+    }
+    constexpr std::int64_t block = 4 * cpu::block;  // little work an element
+    const std::int64_t cost = dst.count * std::int64_t(terms.size());
+    cpu::parallel_for(cpu::block_count(dst.count, block), cost, [&](std::int64_t b) {
+      const std::int64_t first = b * block;
+      const std::int64_t n = std::min(block, dst.count - first);
+      alignas(64) float room[block];
+      const float* sum = cpu::load(terms[0].array, first, n, room);
+      float a = float(terms[0].coefficient);
+      for (std::size_t k = 1; k < terms.size(); ++k) {
+        const bool last = k + 1 == terms.size() && dst.dtype == DType::f32;
+        float* out = last ? reinterpret_cast<float*>(cpu::at(dst, first)) : room;
+        const float c = float(terms[k].coefficient);
+        visit(terms[k].array.dtype, [&]<class T>(std::type_identity<T>) {
+          [[maybe_unused]] const T* x = reinterpret_cast<const T*>(cpu::at(terms[k].array, first));
+          if constexpr (std::is_same_v<T, float>) {
+            kernels->add_scaled(a, sum, c, x, out, n);
+          } else if constexpr (is_narrow<T>) {
+            kernels->of<T>().add_scaled(a, sum, c, x, out, n);
+          }
+        });
+        sum = out;
+        a = 1;
+      }
+      if (dst.dtype != DType::f32) {
+        cpu::store(dst, first, n, sum);
+      }
+    });
+    return true;
   }
 
   Statistics statistics(ConstArray src) override {

@@ -23,16 +23,20 @@ using Full = hn::ScalableTag<T>;
 template <class T>
 constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
 
-template <class V>
-HWY_INLINE V rounded([[maybe_unused]] LaneRounding rounding, V x) {
+template <class T>
+constexpr bool can_round = HWY_TARGET != HWY_SCALAR&& std::is_same_v<T, float>;
+
+template <LaneRounding rounding, class V>
+HWY_INLINE V rounded(V x) {
 #if HWY_TARGET != HWY_SCALAR
   if constexpr (std::is_same_v<hn::TFromV<V>, float>) {
     const Full<float> d;
     const hn::RebindToUnsigned<Full<float>> bits;
-    if (rounding == LaneRounding::f16) {
+    if constexpr (rounding == LaneRounding::f16) {
       return hn::PromoteTo(d, hn::DemoteTo(hn::Rebind<hwy::float16_t, Full<float>>(), x));
     }
-    if (rounding == LaneRounding::bf16) {  // to the nearest, ties to even, in the upper half
+    if constexpr (rounding ==
+                  LaneRounding::bf16) {  // to the nearest, ties to even, in the upper half
       const auto code = hn::BitCast(bits, x);
       const auto odd = hn::And(hn::ShiftRight<16>(code), hn::Set(bits, 1));
       const auto up = hn::Add(hn::Add(code, hn::Set(bits, 0x7fff)), odd);
@@ -48,13 +52,24 @@ HWY_INLINE V rounded([[maybe_unused]] LaneRounding rounding, V x) {
 // Registers: AVX-512 has 32, so a block of 6 x 4 vectors of sums fits; others have 16.
 constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
 
+// N vectors of columns: side by side, or of several groups.
+template <int N, bool together, class T>
+struct Columns {
+  const T* first_x[together ? 1 : N];
+  T* first_c[together ? 1 : N];
+  HWY_INLINE const T* x(int v) const {
+    return together ? first_x[0] + v * vector_length<T> : first_x[v];
+  }
+  HWY_INLINE T* c(int v) const { return together ? first_c[0] + v * vector_length<T> : first_c[v]; }
+};
+
 // Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since
 // an addition takes some cycles to arrive.
-template <bool rounds, int M, int N, class T>
-HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i, std::int64_t j) {
+template <LaneRounding rounding, int M, int N, bool together, class T>
+HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
+                           const Columns<N, together, T>& columns) {
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
-  constexpr std::int64_t L = vector_length<T>;
   constexpr int chains = M * N > 8 ? 1 : M * N > 4 ? 2 : 4;
   V sum[chains][M][N];
 #pragma GCC unroll 4
@@ -67,44 +82,46 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i, std::int64_t j) {
       }
     }
   }
-  const T* a = g.a + i * g.a_row;
-  const T* x = g.x + j;
-  std::int64_t l = 0;
-  for (; l + chains <= g.k; l += chains) {
+  for (std::int64_t part = 0; part < g.parts; ++part) {
+    const T* a = g.a + i * g.a_row + part * g.a_part;
+    std::int64_t x = part * g.x_part;
+    std::int64_t l = 0;
+    for (; l + chains <= g.k; l += chains) {
 #pragma GCC unroll 4
-    for (int q = 0; q < chains; ++q) {
-      V row[N];
+      for (int q = 0; q < chains; ++q) {
+        V row[N];
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        row[v] = hn::LoadU(d, x + v * L);
+        for (int v = 0; v < N; ++v) {
+          row[v] = hn::LoadU(d, columns.x(v) + x);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < M; ++r) {
+          const V factor = hn::Set(d, a[r * g.a_row]);
+#pragma GCC unroll 8
+          for (int v = 0; v < N; ++v) {
+            sum[q][r][v] = hn::MulAdd(factor, row[v], sum[q][r][v]);
+          }
+        }
+        a += g.a_column;
+        x += g.x_stride;
       }
+    }
+    for (; l < g.k; ++l) {
 #pragma GCC unroll 8
       for (int r = 0; r < M; ++r) {
         const V factor = hn::Set(d, a[r * g.a_row]);
 #pragma GCC unroll 8
         for (int v = 0; v < N; ++v) {
-          sum[q][r][v] = hn::MulAdd(factor, row[v], sum[q][r][v]);
+          sum[0][r][v] = hn::MulAdd(factor, hn::LoadU(d, columns.x(v) + x), sum[0][r][v]);
         }
       }
       a += g.a_column;
       x += g.x_stride;
     }
   }
-  for (; l < g.k; ++l) {
-#pragma GCC unroll 8
-    for (int r = 0; r < M; ++r) {
-      const V factor = hn::Set(d, a[r * g.a_row]);
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        sum[0][r][v] = hn::MulAdd(factor, hn::LoadU(d, x + v * L), sum[0][r][v]);
-      }
-    }
-    a += g.a_column;
-    x += g.x_stride;
-  }
 #pragma GCC unroll 8
   for (int r = 0; r < M; ++r) {
-    T* c = g.c + (i + r) * g.c_stride + j;
+    const std::int64_t row = (i + r) * g.c_stride;
     const V bias = g.bias != nullptr ? hn::Set(d, g.bias[i + r]) : hn::Zero(d);
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) {
@@ -115,62 +132,61 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i, std::int64_t j) {
         total = hn::Add(hn::Add(total, sum[1][r][v]), hn::Add(sum[2][r][v], sum[3][r][v]));
       }
       if (g.accumulate) {
-        total = hn::Add(hn::LoadU(d, c + v * L), total);
+        total = hn::Add(hn::LoadU(d, columns.c(v) + row), total);
       }
-      if constexpr (rounds) {
-        total = rounded(g.rounding, total);
+      if constexpr (rounding != LaneRounding::none) {
+        total = rounded<rounding>(total);
       }
       if (g.bias != nullptr) {
         total = hn::Add(total, bias);
-        if constexpr (rounds) {
-          total = rounded(g.rounding, total);
+        if constexpr (rounding != LaneRounding::none) {
+          total = rounded<rounding>(total);
         }
       }
-      hn::StoreU(total, d, c + v * L);
+      hn::StoreU(total, d, columns.c(v) + row);
     }
   }
 }
 
-template <bool rounds, int N, class T>
-HWY_INLINE void gemm_columns(const Gemm<T>& g, std::int64_t j) {
+template <LaneRounding rounding, int N, bool together, class T>
+HWY_INLINE void gemm_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
   std::int64_t i = 0;
   for (; i + 6 <= g.m; i += 6) {
-    gemm_block<rounds, 6, N>(g, i, j);
+    gemm_block<rounding, 6>(g, i, columns);
   }
   switch (g.m - i) {
     case 1:
-      return gemm_block<rounds, 1, N>(g, i, j);
+      return gemm_block<rounding, 1>(g, i, columns);
     case 2:
-      return gemm_block<rounds, 2, N>(g, i, j);
+      return gemm_block<rounding, 2>(g, i, columns);
     case 3:
-      return gemm_block<rounds, 3, N>(g, i, j);
+      return gemm_block<rounding, 3>(g, i, columns);
     case 4:
-      return gemm_block<rounds, 4, N>(g, i, j);
+      return gemm_block<rounding, 4>(g, i, columns);
     case 5:
-      return gemm_block<rounds, 5, N>(g, i, j);
+      return gemm_block<rounding, 5>(g, i, columns);
     default:
       return;
   }
 }
 
 // Few terms: x stays in registers while the rows of c go by.
-template <bool rounds, int K, int N, class T>
-HWY_INLINE void shallow_columns(const Gemm<T>& g, std::int64_t j) {
+template <LaneRounding rounding, int K, int N, bool together, class T>
+HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
-  constexpr std::int64_t L = vector_length<T>;
   V x[K][N];
 #pragma GCC unroll 4
   for (int l = 0; l < K; ++l) {
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
-      x[l][v] = hn::LoadU(d, g.x + l * g.x_stride + j + v * L);
+      x[l][v] = hn::LoadU(d, columns.x(v) + l * g.x_stride);
     }
   }
-  const bool bias_first = !rounds && g.bias != nullptr;
+  const bool bias_first = rounding == LaneRounding::none && g.bias != nullptr;
   const T* a = g.a;
-  T* c = g.c + j;
-  for (std::int64_t i = 0; i < g.m; ++i, a += g.a_row, c += g.c_stride) {
+  std::int64_t row = 0;
+  for (std::int64_t i = 0; i < g.m; ++i, a += g.a_row, row += g.c_stride) {
     const V bias = g.bias != nullptr ? hn::Set(d, g.bias[i]) : hn::Zero(d);
     V factor[K];
 #pragma GCC unroll 4
@@ -184,64 +200,97 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, std::int64_t j) {
       for (int l = 1; l < K; ++l) {
         total = hn::MulAdd(factor[l], x[l][v], total);
       }
-      if constexpr (rounds) {
-        total = rounded(g.rounding, total);
+      if constexpr (rounding != LaneRounding::none) {
+        total = rounded<rounding>(total);
         if (g.bias != nullptr) {
-          total = rounded(g.rounding, hn::Add(total, bias));
+          total = rounded<rounding>(hn::Add(total, bias));
         }
       }
-      hn::StoreU(total, d, c + v * L);
+      hn::StoreU(total, d, columns.c(v) + row);
     }
   }
 }
 
-template <bool rounds, int K, class T>
-HWY_INLINE void shallow(const Gemm<T>& g) {
+template <int N>
+using Count = std::integral_constant<int, N>;
+
+// body(columns) for all vectors of columns, `wide` at a time while there are as many.
+template <bool together, class T, class Body>
+HWY_INLINE void for_columns_as(const Gemm<T>& g, Body&& body) {
   constexpr std::int64_t L = vector_length<T>;
+  const T* x = g.x;
+  T* c = g.c;
   std::int64_t j = 0;
-  for (; j + wide * L <= g.n; j += wide * L) {
-    shallow_columns<rounds, K, wide>(g, j);
+  const auto take = [&](auto count) {
+    Columns<count, together, T> columns;
+    constexpr int step = together ? count : 1;  // vectors that follow one pointer
+    for (int v = 0; v < count; v += step) {
+      columns.first_x[v] = x + j;
+      columns.first_c[v] = c + j;
+      j += step * L;
+      if (j >= g.n) {
+        j = 0;
+        x += g.x_group;
+        c += g.c_group;
+      }
+    }
+    return columns;
+  };
+  std::int64_t vectors = g.groups * (g.n / L);
+  for (; vectors >= wide; vectors -= wide) {
+    body(take(Count<wide>()));
   }
-  if (wide > 2 && j + 2 * L <= g.n) {
-    shallow_columns<rounds, K, 2>(g, j);
-    j += 2 * L;
+  if (wide > 2 && vectors >= 2) {
+    body(take(Count<2>()));
+    vectors -= 2;
   }
-  for (; j + L <= g.n; j += L) {
-    shallow_columns<rounds, K, 1>(g, j);
+  for (; vectors > 0; --vectors) {
+    body(take(Count<1>()));
   }
 }
 
-template <bool rounds, class T>
+template <class T, class Body>
+HWY_INLINE void for_columns(const Gemm<T>& g, Body&& body) {
+  if (g.groups == 1 || g.n % (wide * vector_length<T>) == 0) {
+    for_columns_as<true>(g, body);
+  } else {
+    for_columns_as<false>(g, body);
+  }
+}
+
+template <LaneRounding rounding, int K, class T>
+HWY_INLINE void shallow(const Gemm<T>& g) {
+  for_columns(g, [&](const auto& columns) { shallow_columns<rounding, K>(g, columns); });
+}
+
+template <LaneRounding rounding, class T>
 HWY_INLINE void gemm_with(const Gemm<T>& g) {
-  constexpr std::int64_t L = vector_length<T>;
-  if (!g.accumulate && g.m > 4) {
+  if (!g.accumulate && g.parts == 1 && g.m > 4) {
     switch (g.k) {
       case 1:
-        return shallow<rounds, 1>(g);
+        return shallow<rounding, 1>(g);
       case 2:
-        return shallow<rounds, 2>(g);
+        return shallow<rounding, 2>(g);
       case 3:
-        return shallow<rounds, 3>(g);
+        return shallow<rounding, 3>(g);
       default:
         break;
     }
   }
-  std::int64_t j = 0;
-  for (; j + wide * L <= g.n; j += wide * L) {
-    gemm_columns<rounds, wide>(g, j);
-  }
-  if (wide > 2 && j + 2 * L <= g.n) {
-    gemm_columns<rounds, 2>(g, j);
-    j += 2 * L;
-  }
-  for (; j + L <= g.n; j += L) {
-    gemm_columns<rounds, 1>(g, j);
-  }
+  for_columns(g, [&](const auto& columns) { gemm_columns<rounding>(g, columns); });
 }
 
 template <class T>
 void gemm(const Gemm<T>& g) {
-  g.rounding == LaneRounding::none ? gemm_with<false>(g) : gemm_with<true>(g);
+  if constexpr (can_round<T>) {
+    if (g.rounding == LaneRounding::f16) {
+      return gemm_with<LaneRounding::f16>(g);
+    }
+    if (g.rounding == LaneRounding::bf16) {
+      return gemm_with<LaneRounding::bf16>(g);
+    }
+  }
+  gemm_with<LaneRounding::none>(g);
 }
 
 // M x K sums at once: every vector loaded is used M or K times.
@@ -380,51 +429,69 @@ void outer_by_lane(const OuterByLane<T>& o) {
 }
 
 #if HWY_TARGET != HWY_SCALAR
-// Four rows of four columns change places in registers.
-HWY_INLINE void transpose_square(const float* from, std::int64_t from_stride, float* to,
-                                 std::int64_t to_stride) {
-  const hn::FixedTag<float, 4> d;
-  const hn::FixedTag<double, 2> pairs;
-  const auto r0 = hn::LoadU(d, from), r1 = hn::LoadU(d, from + from_stride);
-  const auto r2 = hn::LoadU(d, from + 2 * from_stride), r3 = hn::LoadU(d, from + 3 * from_stride);
-  const auto a = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));  // 00 10 01 11
-  const auto b = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
-  const auto c = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
-  const auto e = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, a, c)), d, to);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, a, c)), d, to + to_stride);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, b, e)), d, to + 2 * to_stride);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, b, e)), d, to + 3 * to_stride);
+// Four numbers of each of four (N = 1), eight or sixteen rows that are apart by four.
+template <int N>
+HWY_INLINE auto load_fours(const float* from, std::int64_t stride) {
+  if constexpr (N == 1) {
+    return hn::LoadU(hn::FixedTag<float, 4>(), from);
+  } else {
+    return hn::Combine(hn::FixedTag<float, 4 * N>(),
+                       load_fours<N / 2>(from + N / 2 * 4 * stride, stride),
+                       load_fours<N / 2>(from, stride));
+  }
 }
 
+// 4 N rows of four columns change places in registers.
+template <int N>
+HWY_INLINE void transpose_fours(const float* from, std::int64_t from_stride, float* to,
+                                std::int64_t to_stride) {
+  const hn::FixedTag<float, 4 * N> d;
+  const hn::FixedTag<double, 2 * N> pairs;
+  const auto r0 = load_fours<N>(from, from_stride);
+  const auto r1 = load_fours<N>(from + from_stride, from_stride);
+  const auto r2 = load_fours<N>(from + 2 * from_stride, from_stride);
+  const auto r3 = load_fours<N>(from + 3 * from_stride, from_stride);
+  const auto a = hn::InterleaveLower(d, r0, r1), b = hn::InterleaveUpper(d, r0, r1);
+  const auto c = hn::InterleaveLower(d, r2, r3), e = hn::InterleaveUpper(d, r2, r3);
+  const auto join = [&](auto x, auto y, float* lower, float* upper) {
+    const auto p = hn::BitCast(pairs, x), q = hn::BitCast(pairs, y);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, p, q)), d, lower);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, p, q)), d, upper);
+  };
+  join(a, c, to, to + to_stride);
+  join(b, e, to + 2 * to_stride, to + 3 * to_stride);
+}
 #endif
 
 template <class T>
 void transpose(const T* from, std::int64_t from_stride, T* to, std::int64_t to_stride,
                std::int64_t rows, std::int64_t columns) {
-  const auto one_by_one = [&](std::int64_t i0, std::int64_t i1, std::int64_t j0, std::int64_t j1) {
-    for (std::int64_t i = i0; i < i1; ++i) {
-      for (std::int64_t j = j0; j < j1; ++j) {
-        to[j * to_stride + i] = from[i * from_stride + j];
-      }
-    }
-  };
+  std::int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
   if constexpr (std::is_same_v<T, float>) {
-    const std::int64_t i4 = rows / 4 * 4;
-    const std::int64_t j4 = columns / 4 * 4;
-    for (std::int64_t i = 0; i < i4; i += 4) {
-      for (std::int64_t j = 0; j < j4; j += 4) {
-        transpose_square(from + i * from_stride + j, from_stride, to + j * to_stride + i,
-                         to_stride);
+    const std::int64_t whole = columns / 4 * 4;
+    const auto rows_of = [&](auto fours) {
+      for (; i + 4 * fours <= rows; i += 4 * fours) {
+        for (std::int64_t j = 0; j < whole; j += 4) {
+          transpose_fours<fours>(from + i * from_stride + j, from_stride, to + j * to_stride + i,
+                                 to_stride);
+        }
+        for (std::int64_t j = whole; j < columns; ++j) {
+          for (std::int64_t r = i; r < i + 4 * fours; ++r) {
+            to[j * to_stride + r] = from[r * from_stride + j];
+          }
+        }
       }
-    }
-    one_by_one(i4, rows, 0, columns);
-    one_by_one(0, i4, j4, columns);
-    return;
+    };
+    rows_of(Count<int(std::max<std::int64_t>(1, vector_length<float> / 4))>());
+    rows_of(Count<1>());
   }
 #endif
-  one_by_one(0, rows, 0, columns);
+  for (; i < rows; ++i) {
+    for (std::int64_t j = 0; j < columns; ++j) {
+      to[j * to_stride + i] = from[i * from_stride + j];
+    }
+  }
 }
 
 template <class T>
@@ -458,16 +525,6 @@ void add(T* out, const T* x, std::int64_t n) {
 }
 
 template <class T>
-T sum(const T* x, std::int64_t n) {
-  const Full<T> d;
-  auto total = hn::Zero(d);
-  for (std::int64_t i = 0; i < n; i += vector_length<T>) {
-    total = hn::Add(total, hn::LoadU(d, x + i));
-  }
-  return hn::GetLane(hn::SumOfLanes(d, total));
-}
-
-template <class T>
 void add_by_lane(T* sums, const T* x, std::int64_t elements, std::int64_t n, T scale) {
   const Full<T> d;
   const auto factor = hn::Set(d, scale);
@@ -490,32 +547,85 @@ void flush(T* total, T* acc, T factor, std::int64_t n) {
   }
 }
 
+// The n numbers of an element as one vector.
 template <class T>
-void flush_by_lane(T* out, const T* by_lane, T factor, std::int64_t elements) {
+HWY_INLINE auto lanes_of(const T* x, std::int64_t n) {
   const Full<T> d;
-  for (std::int64_t e = 0; e < elements; ++e) {
-    auto total = hn::LoadU(d, by_lane + e * tile_vector);
-    for (std::int64_t i = vector_length<T>; i < tile_vector; i += vector_length<T>) {
-      total = hn::Add(total, hn::LoadU(d, by_lane + e * tile_vector + i));
+  auto total = hn::LoadU(d, x);
+  for (std::int64_t i = vector_length<T>; i < n; i += vector_length<T>) {
+    total = hn::Add(total, hn::LoadU(d, x + i));
+  }
+  return total;
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// Halves are added until four numbers are left.
+template <class V>
+HWY_INLINE auto to_four(V x) {
+  if constexpr (hn::MaxLanes(hn::DFromV<V>()) == 4) {
+    return x;
+  } else {
+    const hn::Half<hn::DFromV<V>> half;
+    return to_four(hn::Add(hn::LowerHalf(half, x), hn::UpperHalf(half, x)));
+  }
+}
+#endif
+
+template <class T>
+void add_sums(T* out, const T* x, T factor, std::int64_t elements, std::int64_t n) {
+  std::int64_t e = 0;
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (std::is_same_v<T, float>) {
+    const Full<float> d;
+    const hn::RepartitionToWide<Full<float>> pairs;
+    const hn::FixedTag<float, 4> four;
+    const auto f = hn::Set(four, factor);
+    const auto meet = [&](auto a, auto b) {
+      return hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+    };
+    for (; e + 4 <= elements; e += 4, x += 4 * n) {
+      const auto a = hn::BitCast(pairs, meet(lanes_of(x, n), lanes_of(x + n, n)));
+      const auto b = hn::BitCast(pairs, meet(lanes_of(x + 2 * n, n), lanes_of(x + 3 * n, n)));
+      const auto sums = to_four(hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, a, b)),
+                                        hn::BitCast(d, hn::InterleaveUpper(pairs, a, b))));
+      hn::StoreU(hn::MulAdd(f, sums, hn::LoadU(four, out + e)), four, out + e);
     }
-    out[e] += factor * hn::GetLane(hn::SumOfLanes(d, total));
+  }
+#endif
+  for (; e < elements; ++e, x += n) {
+    out[e] += factor * hn::GetLane(hn::SumOfLanes(Full<T>(), lanes_of(x, n)));
   }
 }
 
 // Magnitudes compare like the integers of their bits, infinities and NaN above all numbers.
-template <class T>
-T round(LaneRounding rounding, T* x, std::int64_t n) {
+template <LaneRounding rounding, bool watch, class T>
+HWY_INLINE T round_as(T* x, std::int64_t n) {
   const Full<T> d;
   const hn::RebindToUnsigned<Full<T>> bits;
   const hn::RebindToSigned<Full<T>> ordered;
   const auto magnitude = hn::Set(bits, ~hwy::MakeUnsigned<T>(0) >> 1);
   auto most = hn::Zero(ordered);
   for (std::int64_t i = 0; i < n; i += vector_length<T>) {
-    const auto y = rounded(rounding, hn::LoadU(d, x + i));
+    const auto y = rounded<rounding>(hn::LoadU(d, x + i));
     hn::StoreU(y, d, x + i);
-    most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, y), magnitude)));
+    if constexpr (watch) {
+      most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, y), magnitude)));
+    }
   }
-  return hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most)));
+  return watch ? hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most))) : T(0);
+}
+
+template <class T>
+T round(LaneRounding rounding, bool watch, T* x, std::int64_t n) {
+  if constexpr (can_round<T>) {
+    if (rounding == LaneRounding::f16) {
+      return watch ? round_as<LaneRounding::f16, true>(x, n)
+                   : round_as<LaneRounding::f16, false>(x, n);
+    }
+    return watch ? round_as<LaneRounding::bf16, true>(x, n)
+                 : round_as<LaneRounding::bf16, false>(x, n);
+  }
+  return T(0);
 }
 
 template <class T>
@@ -551,13 +661,9 @@ double dot(const T* x, const T* y, std::int64_t n) {
 
 template <class T>
 LaneKernels<T> kernels() {
-  return {gemm<T>,         outer_by_lane<T>,
-          transpose<T>,    combine<T>,
-          multiply_add<T>, add<T>,
-          sum<T>,          add_by_lane<T>,
-          flush<T>,        flush_by_lane<T>,
-          round<T>,        largest<T>,
-          dot<T>,          HWY_TARGET != HWY_SCALAR && std::is_same_v<T, float>};
+  return {gemm<T>,    outer_by_lane<T>, transpose<T>,   combine<T>, multiply_add<T>,
+          add<T>,     add_sums<T>,      add_by_lane<T>, flush<T>,   round<T>,
+          largest<T>, dot<T>,           can_round<T>};
 }
 
 const LaneKernels<float>& kernels_f32() {

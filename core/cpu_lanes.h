@@ -16,6 +16,9 @@ enum class LaneRounding : std::uint8_t { none, f16, bf16 };
 // c(i, j) = sum_l a(i, l) x(l, j) + bias(i), or c += the sum. a holds single numbers at the given
 // strides; x and c are rows of n numbers, `x_stride` and `c_stride` apart. With a rounding the sum
 // is rounded, and once more after the bias has been added.
+//
+// More columns: `groups` of n, x_group and c_group numbers apart. More terms: the sum runs over
+// `parts` products of k terms each, a_part and x_part numbers apart.
 template <class T>
 struct Gemm {
   std::int64_t m, n, k;
@@ -28,6 +31,8 @@ struct Gemm {
   const T* bias = nullptr;
   bool accumulate = false;
   LaneRounding rounding = LaneRounding::none;
+  std::int64_t groups = 1, x_group = 0, c_group = 0;
+  std::int64_t parts = 1, a_part = 0, x_part = 0;
 };
 
 // sums(i, j) += sum over r of g(i, r) x(j, r), r < n, lane by lane: sums is [m, k, tile_vector].
@@ -54,15 +59,15 @@ struct LaneKernels {
   // out += x y lane by lane (product by row).
   void (*multiply_add)(T* out, const T* x, const T* y, std::int64_t n);
   void (*add)(T* out, const T* x, std::int64_t n);
-  // Sum of one element over its n lanes; sums[e, tile_vector] += scale * x[e, n], e < elements.
-  T (*sum)(const T* x, std::int64_t n);
+  // out[e] += factor * (sum of x[e, 0..n)), and sums[e, tile_vector] += scale * x[e, n], e <
+  // elements.
+  void (*add_sums)(T* out, const T* x, T factor, std::int64_t elements, std::int64_t n);
   void (*add_by_lane)(T* sums, const T* x, std::int64_t elements, std::int64_t n, T scale);
   // total += factor * acc, then acc = 0.
   void (*flush)(T* total, T* acc, T factor, std::int64_t n);
-  // out[i] += factor * (sum of by_lane[i, 0..tile_vector)), i < elements.
-  void (*flush_by_lane)(T* out, const T* by_lane, T factor, std::int64_t elements);
-  // Rounds in place; the largest magnitude of the results, as below. Not for none, f32 only.
-  T (*round)(LaneRounding rounding, T* x, std::int64_t n);
+  // Rounds in place; with `watch` the largest magnitude of the results, as below. Not for none, f32
+  // only.
+  T (*round)(LaneRounding rounding, bool watch, T* x, std::int64_t n);
   // Largest magnitude of n numbers; infinite or NaN when one of them is.
   T (*largest)(const T* x, std::int64_t n);
   double (*dot)(const T* x, const T* y, std::int64_t n);

@@ -9,7 +9,8 @@
 namespace halftape::cpu {
 namespace {
 
-constexpr std::int64_t panel_numbers = 2048;  // of one value: a group's panels stay in L1
+constexpr std::int64_t panel_numbers = 6144;   // of one value: a group's panels stay in L1
+constexpr std::int64_t transposed_rows = 128;  // terms of a sum of products at once
 
 template <class T>
 class Tile {
@@ -34,6 +35,11 @@ class Tile {
 
  private:
   // --- operands ---
+
+  // Elements from `first` on: those of a panel are the first it holds.
+  T* at(const TileRef& ref, std::int64_t first) const {
+    return m_.at(ref) + (ref.space == TileSpace::panel ? 0 : first * m_.lanes);
+  }
 
   const T* table(const TileRef& ref) const {
     return (ref.space == TileSpace::parameter ? m_.parameter : m_.time) + ref.offset;
@@ -69,7 +75,7 @@ class Tile {
     }
     const LaneRounding rounding = in_registers(dtype);
     if (rounding != LaneRounding::none) {
-      watch(k_.round(rounding, out, n));
+      watch(k_.round(rounding, largest_ != nullptr, out, n));
       return;
     }
     round_to_dtype(dtype, out, n);
@@ -89,18 +95,47 @@ class Tile {
       case TileInstruction::Kind::copy:
         return copy(i);
       case TileInstruction::Kind::outer:
-        return outer(i);
+        return outer(i, 0, i.loops.batch);
       case TileInstruction::Kind::product:
         return product(i);
       case TileInstruction::Kind::fold:
-        return fold(i);
+        return fold(i, 0, i.length);
       case TileInstruction::Kind::sum_rows:
-        return sum_rows(i);
+        return sum_rows(i, 0, i.count);
+    }
+  }
+
+  // Shares [first, last) of `parts` that all values of a group are made of.
+  void run_share(const TileInstruction& i, std::int64_t first, std::int64_t last,
+                 std::int64_t parts) {
+    const auto of = [&](std::int64_t n, std::int64_t part) { return n / parts * part; };
+    switch (i.kind) {
+      case TileInstruction::Kind::map:
+        return map(i, of(i.count, first), of(i.count, last));
+      case TileInstruction::Kind::gemm:
+        return gemm(i, of(i.count, first), of(i.count, last));
+      case TileInstruction::Kind::outer:
+        return outer(i, first, last);
+      case TileInstruction::Kind::fold:
+        return fold(i, of(i.length, first), of(i.length, last));
+      case TileInstruction::Kind::sum_rows:
+        return sum_rows(i, of(i.count, first), of(i.count, last));
+      case TileInstruction::Kind::copy:
+      case TileInstruction::Kind::product:
+        return;  // never in such a group
     }
   }
 
   void run_group(std::span<const TileInstruction> group) {
     const TileInstruction& head = group[0];
+    if (head.parts > 0) {
+      for (std::int64_t p = 0; p < head.parts; p += head.panel) {
+        for (const TileInstruction& i : group) {
+          run_share(i, p, std::min<std::int64_t>(head.parts, p + head.panel), head.parts);
+        }
+      }
+      return;
+    }
     // Elements a panel is made of: what the product's blocks give.
     std::int64_t unit = 1;
     if (head.kind == TileInstruction::Kind::gemm) {
@@ -134,7 +169,7 @@ class Tile {
       x[k].shared = is_table(in.ref);
       x[k].data = x[k].shared ? table(in.ref) : m_.at(in.ref);
       if (in.index == TileOperand::same) {
-        x[k].data += e0 * (x[k].shared ? 1 : m_.lanes);
+        x[k].data = x[k].shared ? x[k].data + e0 : at(in.ref, e0);
         whole &= !x[k].shared;
       } else if (in.index == TileOperand::first) {
         x[k].step = 0;
@@ -144,7 +179,7 @@ class Tile {
         whole = false;
       }
     }
-    T* out = m_.at(i.out) + e0 * m_.lanes;
+    T* out = at(i.out, e0);
     if (whole) {
       lane_kernel<T>(i.code)(x, out, 1, (e1 - e0) * m_.lanes);
     } else {
@@ -163,13 +198,10 @@ class Tile {
     g.x_stride = l.rhs[1] * m_.lanes;
     g.c_stride = l.out[1] * m_.lanes;
     g.m = l.m;
-    const T* x = m_.at(i.in[1].ref);
-    T* c = m_.at(i.out);
     const bool narrow = facts(i.dtype).p < facts(dtype_of<T>).p;
     g.rounding = in_registers(i.dtype);
     const bool later = narrow && g.rounding == LaneRounding::none;  // rounded in memory
     const T* bias = i.bias.space == TileSpace::none ? nullptr : table(i.bias);
-    g.bias = later ? nullptr : bias;  // otherwise added after the product has been rounded
     const bool rows_joined = l.n == 1 || (l.out[2] == 1 && l.rhs[2] == 1);
     const std::int64_t n_calls = rows_joined ? 1 : l.n;
     g.n = (rows_joined ? l.n : 1) * m_.lanes;
@@ -184,37 +216,40 @@ class Tile {
       }
     }
     g.a += m0 * g.a_row;
-    if (bias != nullptr) {
-      bias += m0;
-      g.bias = later ? nullptr : bias;
-    }
-    for (std::int64_t b = b0; b < b1; ++b) {
-      for (std::int64_t n = 0; n < n_calls; ++n) {
-        g.x = x + (b * l.rhs[0] + n * l.rhs[2]) * m_.lanes;
-        g.c = c + (b * l.out[0] + n * l.out[2]) * m_.lanes + m0 * g.c_stride;
-        if (l.k == 0) {
-          for (std::int64_t r = 0; r < g.m; ++r) {
-            std::fill_n(g.c + r * g.c_stride, g.n, bias != nullptr ? bias[r] : T(0));
-          }
-        } else {
-          k_.gemm(g);
+    bias = bias == nullptr ? nullptr : bias + m0;
+    g.bias = later ? nullptr : bias;  // otherwise added after the product has been rounded
+    g.groups = b1 - b0;
+    g.x_group = l.rhs[0] * m_.lanes;
+    g.c_group = l.out[0] * m_.lanes;
+    const T* x = at(i.in[1].ref, b0 * l.rhs[0]);
+    T* c = at(i.out, b0 * l.out[0] + m0 * l.out[1]);
+    for (std::int64_t n = 0; n < n_calls; ++n) {
+      g.x = x + n * l.rhs[2] * m_.lanes;
+      g.c = c + n * l.out[2] * m_.lanes;
+      if (l.k > 0) {
+        k_.gemm(g);
+        continue;
+      }
+      for (std::int64_t b = 0; b < g.groups; ++b) {
+        for (std::int64_t r = 0; r < g.m; ++r) {
+          std::fill_n(g.c + b * g.c_group + r * g.c_stride, g.n, bias != nullptr ? bias[r] : T(0));
         }
       }
     }
+    const std::int64_t numbers = (e1 - e0) * m_.lanes;
     if (narrow && !later && largest_ != nullptr) {
-      watch(k_.largest(c + e0 * m_.lanes, (e1 - e0) * m_.lanes));
+      watch(k_.largest(c, numbers));
     }
     if (later) {
-      finish(i.dtype, c + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+      finish(i.dtype, c, numbers);
       if (bias != nullptr) {
-        for (std::int64_t e = e0; e < e1; ++e) {
-          T* row = c + e * m_.lanes;
-          const T b = bias[l.batch > 1 ? e % l.m : e - e0];
+        for (std::int64_t e = 0; e < e1 - e0; ++e) {
+          const T b = bias[l.batch > 1 ? e % l.m : e];
           for (std::int64_t r = 0; r < m_.lanes; ++r) {
-            row[r] += b;
+            c[e * m_.lanes + r] += b;
           }
         }
-        finish(i.dtype, c + e0 * m_.lanes, (e1 - e0) * m_.lanes);
+        finish(i.dtype, c, numbers);
       }
     }
   }
@@ -243,31 +278,47 @@ class Tile {
     finish(i.dtype, out, i.count * m_.lanes);
   }
 
-  void outer(const TileInstruction& i) {
+  // The products of matrices [b0, b1).
+  void outer(const TileInstruction& i, std::int64_t b0, std::int64_t b1) {
     const TileLoops& l = i.loops;
     const TileSum& sum = plan_.sums[std::size_t(i.out.offset)];
     T* sums = m_.sums + sum.offset;
-    const T* g = m_.at(i.in[0].ref);
-    const T* x = m_.at(i.in[1].ref);
-    for (std::int64_t b = 0; b < l.batch; ++b) {
-      for (std::int64_t n = 0; n < l.n; ++n) {
-        const T* gb = g + (b * l.lhs[0] + n * l.lhs[2]) * m_.lanes;
-        const T* xb = x + (b * l.rhs[0] + n * l.rhs[2]) * m_.lanes;
+    const T* g = at(i.in[0].ref, b0 * l.lhs[0]);
+    const T* x = at(i.in[1].ref, b0 * l.rhs[0]);
+    // What is summed over besides rows, in one loop where there is one.
+    std::int64_t terms = b1 - b0, g_term = l.lhs[0], x_term = l.rhs[0], others = l.n;
+    std::int64_t g_other = l.lhs[2], x_other = l.rhs[2];
+    if (terms == 1) {
+      std::swap(terms, others);
+      std::swap(g_term, g_other);
+      std::swap(x_term, x_other);
+    }
+    const std::int64_t at_once = std::max<std::int64_t>(1, transposed_rows / m_.lanes);
+    for (std::int64_t o = 0; o < others; ++o) {
+      for (std::int64_t t = 0; t < terms; t += sum.by_lane ? 1 : at_once) {
+        const T* gt = g + (o * g_other + t * g_term) * m_.lanes;
+        const T* xt = x + (o * x_other + t * x_term) * m_.lanes;
         if (sum.by_lane) {
           k_.outer_by_lane(
-              {l.m, l.k, m_.lanes, gb, l.lhs[1] * m_.lanes, xb, l.rhs[1] * m_.lanes, sums});
+              {l.m, l.k, m_.lanes, gt, l.lhs[1] * m_.lanes, xt, l.rhs[1] * m_.lanes, sums});
           continue;
         }
-        k_.transpose(xb, l.rhs[1] * m_.lanes, m_.transposed, sum.stride, l.k, m_.lanes);
         Gemm<T> gemm{};
+        gemm.parts = std::min(at_once, terms - t);
+        for (std::int64_t p = 0; p < gemm.parts; ++p) {
+          k_.transpose(xt + p * x_term * m_.lanes, l.rhs[1] * m_.lanes,
+                       m_.transposed + p * m_.lanes * sum.stride, sum.stride, l.k, m_.lanes);
+        }
         gemm.m = l.m;
         gemm.n = sum.stride;
         gemm.k = m_.lanes;
-        gemm.a = gb;
+        gemm.a = gt;
         gemm.a_row = l.lhs[1] * m_.lanes;
         gemm.a_column = 1;
+        gemm.a_part = g_term * m_.lanes;
         gemm.x = m_.transposed;
         gemm.x_stride = sum.stride;
+        gemm.x_part = m_.lanes * sum.stride;
         gemm.c = sums;
         gemm.c_stride = sum.stride;
         gemm.accumulate = true;
@@ -296,10 +347,11 @@ class Tile {
     finish(i.dtype, out, i.count * m_.lanes);
   }
 
-  void fold(const TileInstruction& i) {
-    const T* x = m_.at(i.in[0].ref);
-    T* out = m_.at(i.out);
+  // Terms [j0, j1) of each result.
+  void fold(const TileInstruction& i, std::int64_t j0, std::int64_t j1) {
     const std::int64_t run = i.inner * m_.lanes;
+    const T* x = at(i.in[0].ref, j0 * i.inner);
+    T* out = m_.at(i.out);
     const MapKernel<T> extreme =
         map_kernel<T>({std::int16_t(i.reduction == Reduction::max ? scalar_op_index<Max>()
                                                                   : scalar_op_index<Min>()),
@@ -307,45 +359,51 @@ class Tile {
     for (std::int64_t o = 0; o < i.outer; ++o) {
       T* to = out + o * run;
       const T* from = x + o * i.length * run;
-      if (i.length == 0) {
-        std::fill_n(to, run, T(0));
-        continue;
+      std::int64_t j = j0;
+      if (j == 0) {
+        i.length > 0 ? std::copy_n(from, run, to) : std::fill_n(to, run, T(0));
+        ++j;
       }
-      std::copy_n(from, run, to);
-      for (std::int64_t j = 1; j < i.length; ++j) {
+      for (; j < j1; ++j) {
         if (i.reduction == Reduction::sum) {
-          k_.add(to, from + j * run, run);
+          k_.add(to, from + (j - j0) * run, run);
         } else {
-          const T* const operands[] = {to, from + j * run};
+          const T* const operands[] = {to, from + (j - j0) * run};
           const std::int32_t advance[] = {1, 1};
           extreme(operands, advance, to, run);
         }
       }
-      if (i.scale != 1.0) {
+      if (i.scale != 1.0 && j1 == i.length) {
         for (std::int64_t r = 0; r < run; ++r) {
           to[r] *= T(i.scale);
         }
       }
     }
-    finish(i.dtype, out, i.count * m_.lanes);
+    if (j1 == i.length) {
+      finish(i.dtype, out, i.count * m_.lanes);
+    }
   }
 
-  void sum_rows(const TileInstruction& i) {
+  void sum_rows(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
     const TileSum& sum = plan_.sums[std::size_t(i.out.offset)];
     T* sums = m_.sums + sum.offset;
-    const T* x = m_.at(i.in[0].ref);
+    const T* x = at(i.in[0].ref, e0);
     if (sum.by_lane && i.in[1].index == TileOperand::same) {
-      k_.add_by_lane(sums, x, i.count, m_.lanes, T(i.scale));
+      k_.add_by_lane(sums + e0 * tile_vector, x, e1 - e0, m_.lanes, T(i.scale));
       return;
     }
-    for (std::int64_t e = 0; e < i.count; ++e) {
+    const bool in_order = i.in[1].index == TileOperand::same && sum.columns == sum.elements;
+    for (std::int64_t e = e0; e < e1;) {
       const std::int64_t to = element({{}, i.in[1].index}, e);
+      const std::int64_t n = in_order ? e1 - e : 1;
       if (sum.by_lane) {
-        k_.add_by_lane(sums + to * tile_vector, x + e * m_.lanes, 1, m_.lanes, T(i.scale));
+        k_.add_by_lane(sums + to * tile_vector, x, n, m_.lanes, T(i.scale));
       } else {
-        sums[to / sum.columns * sum.stride + to % sum.columns] +=
-            T(i.scale) * k_.sum(x + e * m_.lanes, m_.lanes);
+        k_.add_sums(sums + to / sum.columns * sum.stride + to % sum.columns, x, T(i.scale), n,
+                    m_.lanes);
       }
+      e += n;
+      x += n * m_.lanes;
     }
   }
 
@@ -372,7 +430,7 @@ std::int64_t transposed_numbers(const TilePlan& plan, std::int64_t lanes) {
   for (const TileSum& sum : plan.sums) {
     widest = std::max<std::int64_t>(widest, sum.by_lane ? 0 : sum.stride);
   }
-  return widest * lanes;
+  return widest * std::max(lanes, transposed_rows);
 }
 
 }  // namespace halftape::cpu

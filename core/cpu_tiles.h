@@ -15,7 +15,7 @@ struct TileMemory {
   const T* parameter = nullptr;  // [plan.parameters]
   const T* time = nullptr;       // [plan.times]
   T* sums = nullptr;             // [plan.sum_numbers]
-  T* transposed = nullptr;       // room for outer: lanes * columns of the widest plain accumulator
+  T* transposed = nullptr;       // room for outer: transposed_numbers
   std::int64_t lanes = 0;
 
   T* at(const TileRef& ref) const {

@@ -152,6 +152,26 @@ void round_all(float* x, std::int64_t n) {
   });
 }
 
+template <class T>
+void add_scaled(float a, const float* sum, float c, const T* x, float* out, std::int64_t n) {
+  const auto factor = hn::Set(F32(), a), other = hn::Set(F32(), c);
+  const auto one = [&](const float* s, const T* p, float* to) HWY_ATTR {
+    store(hn::Add(hn::Mul(factor, load(s)), hn::Mul(other, load(p))), to);
+  };
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    one(sum + i, x + i, out + i);
+  }
+  if (i < n) {
+    float rest[lanes] = {}, result[lanes];
+    T rest_x[lanes] = {};
+    std::copy_n(sum + i, n - i, rest);
+    std::copy_n(x + i, n - i, rest_x);
+    one(rest, rest_x, result);
+    std::copy_n(result, n - i, out + i);
+  }
+}
+
 using F64 = hn::ScalableTag<double>;
 constexpr std::int64_t lanes64 = hn::MaxLanes(F64());
 
@@ -193,13 +213,18 @@ void f64_to_odd_f32(const double* src, float* dst, std::int64_t n) {
 
 const ConvertKernels* convert_kernels() {
   static constexpr ConvertKernels kernels{
-      {convert_all<Float16, float>, convert_all<float, Float16>, round_all<Float16>},
-      {convert_all<BFloat16, float>, convert_all<float, BFloat16>, round_all<BFloat16>},
-      {convert_all<Float8E5M2, float>, convert_all<float, Float8E5M2>, round_all<Float8E5M2>},
-      {convert_all<Float8E4M3, float>, convert_all<float, Float8E4M3>, round_all<Float8E4M3>},
+      {convert_all<Float16, float>, convert_all<float, Float16>, round_all<Float16>,
+       add_scaled<Float16>},
+      {convert_all<BFloat16, float>, convert_all<float, BFloat16>, round_all<BFloat16>,
+       add_scaled<BFloat16>},
+      {convert_all<Float8E5M2, float>, convert_all<float, Float8E5M2>, round_all<Float8E5M2>,
+       add_scaled<Float8E5M2>},
+      {convert_all<Float8E4M3, float>, convert_all<float, Float8E4M3>, round_all<Float8E4M3>,
+       add_scaled<Float8E4M3>},
       f32_to_f64,
       f64_to_f32,
-      f64_to_odd_f32};
+      f64_to_odd_f32,
+      add_scaled<float>};
   return &kernels;
 }
 

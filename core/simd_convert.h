@@ -1,5 +1,5 @@
-// Internal to core/convert.cpp: its vector kernels. Each converts n elements with the bits that
-// core/convert.h defines.
+// Internal to core/convert.cpp and the CPU backend: vector kernels that convert n elements, with
+// the bits that core/convert.h defines.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,17 @@
 
 namespace halftape {
 
+// out = a sum + c x: two products, each rounded, then their sum. out may be sum or x.
+template <class T>
+using AddScaled = void (*)(float a, const float* sum, float c, const T* x, float* out,
+                           std::int64_t n);
+
 template <class T>
 struct NarrowKernels {
   void (*widen)(const T* src, float* dst, std::int64_t n);
   void (*narrow)(const float* src, T* dst, std::int64_t n);
   void (*round)(float* x, std::int64_t n);  // there and back, in place
+  AddScaled<T> add_scaled;
 };
 
 struct ConvertKernels {
@@ -24,6 +30,7 @@ struct ConvertKernels {
   void (*f64_to_f32)(const double* src, float* dst, std::int64_t n);
   // Rounded to odd: a conversion to a narrow format after it gives what one from f64 gives.
   void (*f64_to_odd_f32)(const double* src, float* dst, std::int64_t n);
+  AddScaled<float> add_scaled;
 
   template <class T>
   const NarrowKernels<T>& of() const {

@@ -6,7 +6,7 @@ namespace halftape {
 namespace {
 
 std::string text(const TileRef& ref) {
-  constexpr std::array<std::string_view, 6> names{"-",         "scratch", "kept",
+  constexpr std::array<std::string_view, 7> names{"-",         "scratch", "kept", "panel",
                                                   "parameter", "time",    "sum"};
   return ref.space == TileSpace::none
              ? std::string("-")
@@ -81,8 +81,11 @@ std::string text(const TileInstruction& i) {
   for (int k = 0; k < i.operands; ++k) {
     operands += (k > 0 ? ", " : " ") + text(i.in[std::size_t(k)]);
   }
-  return fmt::format("{}{:<28}{} -> {}  {} {}\n", i.fused ? "  | " : "    ", name, operands,
-                     text(i.out), i.count > 0 ? fmt::format("[{}]", i.count) : "", i.dtype);
+  const std::string heading =
+      i.parts > 0 && !i.fused ? fmt::format("  {} of {} at a time:\n", i.panel, i.parts) : "";
+  return fmt::format("{}{}{:<28}{} -> {}  {} {}\n", heading, i.fused ? "  | " : "    ", name,
+                     operands, text(i.out), i.count > 0 ? fmt::format("[{}]", i.count) : "",
+                     i.dtype);
 }
 
 }  // namespace
@@ -95,11 +98,16 @@ std::int64_t flops_per_row(const std::vector<TileInstruction>& instructions) {
   return sum;
 }
 
+std::int64_t kept_bytes(const TilePlan& plan, std::int64_t lanes, DType arithmetic) {
+  return lanes * (std::int64_t(plan.kept_narrow) * size_of(plan.kept_dtype) +
+                  std::int64_t(plan.kept - plan.kept_narrow) * size_of(arithmetic));
+}
+
 std::string print(const TilePlan& plan, int lanes) {
   std::string result = fmt::format(
       "tile of {} rows: scratch {} bytes, kept {} bytes a stage, accumulators {} bytes\n"
       "tables: {} parameters, {} numbers a time\n",
-      lanes, std::int64_t(plan.scratch) * lanes * 4, std::int64_t(plan.kept) * lanes * 4,
+      lanes, std::int64_t(plan.scratch) * lanes * 4, kept_bytes(plan, lanes, DType::f32),
       std::int64_t(plan.sum_numbers) * 4, plan.parameters, plan.times);
   for (const auto& [name, list] :
        {std::pair("forward", &plan.forward), std::pair("backward", &plan.backward)}) {

@@ -17,9 +17,10 @@
 namespace halftape {
 
 // What an offset counts from. scratch and kept: [elements, lanes] in the tile's memory, kept once
-// per stage because the backward pass reads it; parameter, time: tables with one number an element;
-// sums: accumulators over rows.
-enum class TileSpace : std::uint8_t { none, scratch, kept, parameter, time, sums };
+// per stage because the backward pass reads it; panel: in scratch, the present panel of a value
+// that a group makes and uses up; parameter, time: tables with one number an element; sums:
+// accumulators over rows.
+enum class TileSpace : std::uint8_t { none, scratch, kept, panel, parameter, time, sums };
 
 struct TileRef {
   TileSpace space = TileSpace::none;
@@ -53,7 +54,10 @@ struct TileInstruction {
   Reduction reduction = Reduction::sum;  // fold
   DType dtype = DType::f32;              // what results are rounded to
   bool fused = false;                    // runs with the instruction before it, panel by panel
-  std::int32_t count = 0;                // elements of the result
+  // In a group over matrices: it runs `panel` of `parts` equal shares of all its values at a time.
+  // parts 0: a product with maps, in panels that L1 has room for.
+  std::int32_t parts = 0, panel = 0;
+  std::int32_t count = 0;  // elements of the result
   TileRef out;
   std::array<TileOperand, 5> in{};
   int operands = 0;
@@ -92,14 +96,24 @@ struct TilePlan {
   std::vector<TilePort> seeds;          // cotangents of rows_out
   std::vector<TilePort> rows_bar;      // cotangents of rows_in; TileSpace::none where there is none
   std::int32_t scratch = 0, kept = 0;  // elements a lane
+  // The first of the kept elements are numbers of this dtype, and are held in it until they are
+  // read: nothing is lost.
+  std::int32_t kept_narrow = 0;
+  DType kept_dtype = DType::f32;
   std::int32_t parameters = 0, times = 0;  // elements of the tables
   std::int32_t sum_numbers = 0;            // of all accumulators
   bool narrow_cotangents = false;  // some cotangents are rounded below f32: they can overflow
+  // Where cotangents can overflow, sums over rows come last, from backward[first_sum] on: a VJP
+  // done again has nothing to undo.
+  std::int32_t first_sum = 0;
 };
 
 // Lanes an accumulator by lane has, and the unit in which rows are padded: one 64-byte vector of
 // f32.
 inline constexpr int tile_vector = 16;
+
+// Bytes that `lanes` rows keep of one stage.
+std::int64_t kept_bytes(const TilePlan& plan, std::int64_t lanes, DType arithmetic);
 
 // Text: instructions with fusion groups, buffers, bytes and FLOPs for one tile of `lanes` rows.
 std::string print(const TilePlan& plan, int lanes = 64);

@@ -253,11 +253,10 @@ void draw_sweep(const Options& options, const std::vector<std::string>& densitie
       const auto file =
           std::filesystem::path(configured(options, density, configuration, "density").out) /
           "samples.safetensors";
-      Series points;  // stays empty for a run that failed
-      if (std::filesystem::exists(file)) {
-        points = scatter(read_safetensors(file).tensors[0].value);
+      if (std::filesystem::exists(file)) {  // not run yet, or failed
+        picture.panels.push_back(square_panel(fmt::format("{}, {}", density, configuration.label()),
+                                              scatter(read_safetensors(file).tensors[0].value)));
       }
-      picture.panels.push_back(square_panel(configuration.label(), std::move(points)));
     }
   }
   write_picture(picture, options.out, "samples");
@@ -266,8 +265,8 @@ void draw_sweep(const Options& options, const std::vector<std::string>& densitie
 void sweep(const Options& options, CnfOptions own) {
   const std::vector<std::string> densities{"8gaussians", "checkerboard", "2spirals"};
   SweepTable table(options);
-  for (const std::string& density : densities) {
-    for (const Configuration& configuration : paper_configurations) {
+  for (const Configuration& configuration : paper_configurations) {
+    for (const std::string& density : densities) {
       if (table.has("cnf", density, configuration)) {
         continue;
       }
@@ -281,9 +280,9 @@ void sweep(const Options& options, CnfOptions own) {
       }
       table.add("cnf", density, configuration, metrics);
     }
+    draw_sweep(options, densities);
   }
   fmt::print("{}", table.markdown());
-  draw_sweep(options, densities);
 }
 
 }  // namespace

@@ -9,11 +9,11 @@ namespace {
 using namespace halftape;
 
 // y [rows, 2] -> tanh(y W^T + b), W [3, 2]
-Program layer(std::int64_t rows, TileRequest& request) {
+Program layer(std::int64_t rows, TileRequest& request, DType dtype = DType::f32) {
   Tape tape(Tape::Execute::shapes_only);
-  const Var y = tape.leaf(Type{DType::f32, {rows, 2}}, "y", Role::input);
-  const Var w = tape.leaf(Type{DType::f32, {3, 2}}, "w", Role::parameter);
-  const Var b = tape.leaf(Type{DType::f32, {3}}, "b", Role::parameter);
+  const Var y = tape.leaf(Type{dtype, {rows, 2}}, "y", Role::input);
+  const Var w = tape.leaf(Type{dtype, {3, 2}}, "w", Role::parameter);
+  const Var b = tape.leaf(Type{dtype, {3}}, "b", Role::parameter);
   const Var k = tanh(matmul(y, w, Transpose::rhs) + b);
   Program program = tape.program();
   program.outputs = {k.id()};
@@ -78,4 +78,53 @@ TEST_CASE("common subexpressions are computed once") {
   const TilePlanning planning = plan_tiles(program, request);
   REQUIRE(planning.tiled);
   CHECK(planning.tiled->plan.forward.size() == 3);  // mul, tanh, add
+}
+
+TEST_CASE(
+    "what is kept of a velocity in f16 takes half the bytes, and nothing is narrowed in f32") {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    TileRequest request;
+    const Program program = layer(40, request, dtype);
+    const TilePlanning planning = plan_tiles(program, request);
+    REQUIRE(planning.tiled);
+    const TilePlan& plan = planning.tiled->plan;
+    CHECK(plan.kept == 5);
+    CHECK(plan.kept_narrow == (dtype == DType::f32 ? 0 : 5));
+    CHECK(kept_bytes(plan, 16, DType::f32) == 16 * 5 * size_of(dtype));
+  }
+}
+
+TEST_CASE(
+    "products over matrices by row run panel by panel; what only they read has no whole room") {
+  constexpr std::int64_t rows = 8, inputs = 33, hidden = 40;
+  Tape tape(Tape::Execute::shapes_only);
+  const Var y = tape.leaf(Type{DType::f32, {rows, hidden}}, "y", Role::input);
+  const Var w = tape.leaf(Type{DType::f32, {inputs, hidden}}, "w", Role::parameter);
+  const Var m = tape.leaf(Type{DType::f32, {hidden, hidden}}, "m", Role::parameter);
+  const Var jacobian = matmul(reshape(tanh(y), {rows, 1, hidden}) * w, m);
+  const Var k = sum(square(jacobian), {1});
+  Program program = tape.program();
+  program.outputs = {k.id()};
+  TileRequest request;
+  request.rows = rows;
+  request.row_inputs = {y.id()};
+  request.parameters = {w.id(), m.id()};
+  const TilePlanning planning = plan_tiles(program, request);
+  REQUIRE(planning.tiled);
+  const TilePlan& plan = planning.tiled->plan;
+  // tanh; 6 (256 / 40) of 33 matrices at a time: times w, times m, square, sum over matrices.
+  REQUIRE(plan.forward.size() == 5);
+  const TileInstruction* group = &plan.forward[1];
+  for (int i = 0; i < 4; ++i) {
+    CHECK(group[i].parts == inputs);
+    CHECK(group[i].panel == 6);
+    CHECK(group[i].fused == (i > 0));
+  }
+  CHECK(group[0].out.space == TileSpace::panel);
+  CHECK(group[1].out.space == TileSpace::kept);  // square's pullback reads it
+  CHECK(group[2].out.space == TileSpace::panel);
+  // Kept: tanh and one matrix; the other one costs a product an element and is made again.
+  CHECK(plan.kept == hidden + inputs * hidden);
+  CHECK(plan.scratch < inputs * hidden);  // no whole matrix
+  CHECK(print(plan, 16).find("  6 of 33 at a time:\n    mul ") != std::string::npos);
 }

@@ -307,6 +307,52 @@ TEST_CASE(
   CHECK(wide.item() == 0);
 }
 
+TEST_CASE(
+    "linear_combination of mixed dtypes has the bits of products and sums one by one in f32") {
+  constexpr std::int64_t n = 2100;  // blocks, vectors and a rest
+  const std::array dtypes{DType::f32, DType::f16, DType::bf16, DType::e5m2, DType::e4m3};
+  const std::array<double, 3> coefficients{0.75, -1.0 / 3, 0.1};
+  for (std::size_t k = 0; k < 125; ++k) {
+    std::vector<Tensor> sources;
+    for (const std::size_t d : {k % 5, k / 5 % 5, k / 25}) {
+      sources.push_back(normal({n}, dtypes[d], k + d));
+    }
+    for (const DType to : {DType::f32, DType::f16}) {
+      for (const std::size_t count : {1, 2, 3}) {
+        for (const bool in_place : {false, true}) {
+          Tensor out = in_place ? sources[count - 1].to(to) : Tensor::empty({n}, to);
+          std::vector<Term> terms;
+          for (std::size_t t = 0; t < count; ++t) {
+            terms.push_back({coefficients[t], sources[t]});
+          }
+          const Array dst = out.write();
+          if (in_place && sources[count - 1].dtype() == to) {
+            terms.back().array = dst;
+          }
+          std::vector<Doubles> x;
+          for (const Tensor& source : sources) {
+            x.push_back(source.to_vector());
+          }
+          std::vector<float> want;
+          for (std::size_t i = 0; i < std::size_t(n); ++i) {
+            float sum = float(coefficients[0]) * float(x[0][i]);
+            for (std::size_t t = 1; t < count; ++t) {
+              const float product = float(coefficients[t]) * float(x[t][i]);
+              sum = sum + product;
+            }
+            want.push_back(sum);
+          }
+          cpu().linear_combination(dst, terms, DType::f32);
+          CAPTURE(k);
+          CAPTURE(count);
+          REQUIRE(same_bits(
+              out, Tensor::from({n}, Doubles(want.begin(), want.end()), DType::f32).to(to)));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("statistics count zeros, infinities and NaNs and give the largest finite magnitude") {
   const Tensor x = Tensor::from({6}, {0, -3, 2, HUGE_VAL, -HUGE_VAL, NAN}, DType::f16);
   const Statistics s = cpu().statistics(x);

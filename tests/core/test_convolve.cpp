@@ -102,7 +102,7 @@ TEST_CASE("in f32 a convolution follows f64 within the rounding of its sums") {
   }
 }
 
-TEST_CASE("concurrent convolutions of many shapes give what one thread gives") {
+TEST_CASE("convolutions of many shapes on several threads give what one thread gives") {
   std::vector<Tensor> expected;
   for (const Conv& c : convs) {
     for (const ConvResult result : results) {

@@ -114,6 +114,57 @@ TEST_CASE("gemm is right for every number of rows, vectors and terms") {
   });
 }
 
+TEST_CASE("gemm over groups and parts is the sum of its plain products") {
+  for_each_kernels([](const auto& kernels, auto zero) {
+    using T = decltype(zero);
+    for (const std::int64_t m : {1, 2, 5, 6, 13, 20}) {
+      for (const std::int64_t n : {16, 32, 48, 64}) {
+        for (const std::int64_t k : {1, 2, 7, 16}) {
+          for (const std::int64_t groups : {1, 2, 3, 7}) {
+            for (const std::int64_t parts : {1, 3}) {
+              for (const bool accumulate : {false, true}) {
+                Numbers<T> a(parts * m * k, 1), x(groups * parts * k * n, 2), bias(m, 5);
+                Numbers<T> c(groups * m * n, 3), want(groups * m * n, 3);
+                Gemm<T> g{m, n, k, a.data(), k, 1, x.data(), n, c.data(), n};
+                g.bias = accumulate ? nullptr : bias.data();
+                g.accumulate = accumulate;
+                Gemm<T> one = g;
+                g.groups = groups;
+                g.x_group = parts * k * n;
+                g.c_group = m * n;
+                g.parts = parts;
+                g.a_part = m * k;
+                g.x_part = k * n;
+                kernels.gemm(g);
+                for (std::int64_t group = 0; group < groups; ++group) {
+                  for (std::int64_t part = 0; part < parts; ++part) {
+                    one.a = a.data() + part * g.a_part;
+                    one.x = x.data() + group * g.x_group + part * g.x_part;
+                    one.c = want.data() + group * g.c_group;
+                    one.bias = part == 0 ? g.bias : nullptr;
+                    one.accumulate = accumulate || part > 0;
+                    kernels.gemm(one);
+                  }
+                }
+                bool good = true;
+                for (std::int64_t e = 0; e < groups * m * n; ++e) {
+                  good &= near(c[e], double(want[e]), double(parts * k), double(8 * parts * k));
+                }
+                CAPTURE(m);
+                CAPTURE(n);
+                CAPTURE(k);
+                CAPTURE(groups);
+                CAPTURE(parts);
+                REQUIRE(good);
+              }
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST_CASE("gemm adds up the same terms in the same order whatever block a row is in") {
   // The tile executor runs a product panel by panel: bits must not depend on where a panel begins.
   for_each_kernels([](const auto& kernels, auto zero) {
@@ -231,7 +282,7 @@ TEST_CASE("combine multiplies and adds one by one, in place too") {
   });
 }
 
-TEST_CASE("add, multiply_add, sum, add_by_lane, flush and flush_by_lane are right") {
+TEST_CASE("add, multiply_add, add_by_lane, flush and add_sums are right") {
   for_each_kernels([](const auto& kernels, auto zero) {
     using T = decltype(zero);
     for (const std::int64_t n : {16, 32, 80, 1024}) {
@@ -258,8 +309,6 @@ TEST_CASE("add, multiply_add, sum, add_by_lane, flush and flush_by_lane are righ
         want += double(x[i]);
         magnitude += std::fabs(double(x[i]));
       }
-      CHECK(near(kernels.sum(x.data(), n), want, double(n), magnitude));
-
       Numbers<T> by_lane(tile_vector, 4);
       double start = 0, total = 0;
       for (const T lane : by_lane.copy()) {
@@ -283,20 +332,22 @@ TEST_CASE("add, multiply_add, sum, add_by_lane, flush and flush_by_lane are righ
       }
       CHECK(good);
     }
-    for (const std::int64_t elements : {1, 2, 3, 17}) {
-      Numbers<T> lanes(elements * tile_vector, 6), out(elements, 7);
-      const std::vector<T> before = out.copy(), kept = lanes.copy();
-      kernels.flush_by_lane(out.data(), lanes.data(), T(1.7), elements);
-      for (std::int64_t e = 0; e < elements; ++e) {
-        double sum = 0, magnitude = std::fabs(double(before[std::size_t(e)]));
-        for (std::int64_t r = 0; r < tile_vector; ++r) {
-          sum += double(lanes[e * tile_vector + r]);
-          magnitude += 1.7 * std::fabs(double(lanes[e * tile_vector + r]));
+    for (const std::int64_t elements : {1, 2, 3, 4, 17}) {
+      for (const std::int64_t n : {16, 48, 64}) {
+        Numbers<T> lanes(elements * n, 6), out(elements, 7);
+        const std::vector<T> before = out.copy(), kept = lanes.copy();
+        kernels.add_sums(out.data(), lanes.data(), T(1.7), elements, n);
+        for (std::int64_t e = 0; e < elements; ++e) {
+          double sum = 0, magnitude = std::fabs(double(before[std::size_t(e)]));
+          for (std::int64_t r = 0; r < n; ++r) {
+            sum += double(lanes[e * n + r]);
+            magnitude += 1.7 * std::fabs(double(lanes[e * n + r]));
+          }
+          CHECK(near(out[e], double(before[std::size_t(e)]) + double(T(1.7)) * sum, double(n),
+                     magnitude));
         }
-        CHECK(near(out[e], double(before[std::size_t(e)]) + double(T(1.7)) * sum, tile_vector,
-                   magnitude));
+        CHECK(lanes.copy() == kept);
       }
-      CHECK(lanes.copy() == kept);
     }
   });
 }

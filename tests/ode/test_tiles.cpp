@@ -409,6 +409,45 @@ TEST_CASE("weights too large for sums lane by lane, and rows too long for wide t
   }
 }
 
+// y' = tanh(y W^T) V + 0.01 sum over i of ((tanh'(y W^T) W[:, i]) K)^2 Z, with a matrix [inputs,
+// hidden] for each row.
+Problem with_jacobian(std::int64_t rows, std::int64_t inputs, std::int64_t hidden) {
+  Velocity velocity([=](const Var&, const Var& y, Theta p) {
+    const Var x = tanh(matmul(y, p[0], Transpose::rhs));
+    const Var slope = reshape(1.0 - square(x), {rows, 1, hidden});
+    const Var jacobian = matmul(transpose(p[0], {1, 0}) * slope, p[1]);
+    return matmul(x, p[2]) + matmul(sum(square(jacobian), {1}) * 0.01, p[2]);
+  });
+  return problem_of(velocity, {rows, inputs},
+                    {f64({hidden, inputs}, 2, 0.3), f64({hidden, hidden}, 3, 0.15),
+                     f64({hidden, inputs}, 4, 0.3)});
+}
+
+TEST_CASE("a Jacobian by row, made and used up panel by panel, gives the interpreter's results") {
+  for (const std::int64_t inputs : {33, 32}) {
+    for (const std::int64_t rows : {5, 70}) {
+      const Problem problem = with_jacobian(rows, inputs, 40);
+      check_tiles(problem, options_for("rk4"), 1e-12);
+      check_tiles(in_dtype(problem, DType::f32), options_for("rk4", Precision::uniform(DType::f32)),
+                  2e-5);
+    }
+  }
+  const Problem problem = with_jacobian(20, 33, 40);
+  const Solved exact = solve_by(Tier::interpreter, problem, options_for("heun"));
+  for (const DType dtype : {DType::f16, DType::bf16}) {
+    const OdeOptions options = options_for("heun", Precision::mixed(dtype));
+    const Problem low = in_dtype(problem, DType::f32);
+    const Solved tiles = solve_by(Tier::tiles, low, options);
+    const Solved steps = solve_by(Tier::interpreter, low, options);
+    CHECK(tiles.report.in_tiles);
+    for (std::size_t k = 0; k < exact.theta_bar.size(); ++k) {
+      const Tensor& want = exact.theta_bar[k];
+      CHECK(error_of(tiles.theta_bar[k], want, 0) <=
+            2 * error_of(steps.theta_bar[k], want, 0) + 4 * facts(dtype).unit_roundoff);
+    }
+  }
+}
+
 TEST_CASE("a parameter that is added twice gets both gradients") {
   const std::vector<Tensor> bias{f64({20}, 4, 0.3)};
   const auto check = [](const Problem& problem) {

@@ -55,7 +55,7 @@ TEST_CASE("a sweep that is killed continues with the configurations that are mis
   CHECK(json["command"] == "cnf --sweep --iterations 100 --quick --density 2spirals");
   CHECK(json["machine"]["cores"] > 0);
   CHECK(json["rows"].size() == 24);
-  CHECK(json["rows"][2]["precision"] == "tf32");
+  CHECK(json["rows"][2]["precision"] == "bf16");
   CHECK(json["rows"][2]["value"].get<double>() == 2 / 7.0);
   const std::string csv = content_of(folder / "cnf" / "sweep.csv");
   CHECK(
@@ -66,17 +66,17 @@ TEST_CASE("a sweep that is killed continues with the configurations that are mis
         "| experiment | data | configuration | val_loss | seconds |\n"
         "|---|---|---|---:|---:|\n"
         "| cnf | 2spirals | f32 | 0.1429 | 1 |\n"
-        "| cnf | 2spirals | tf32 | 0.2857 | 2 |\n"
-        "| cnf | 2spirals | bf16 | 0.4286 | 3 |\n"
-        "| cnf | 2spirals | f16 none | 0.5714 | 4 |\n"
-        "| cnf | 2spirals | f16 global | 0.7143 | 5 |\n"
-        "| cnf | 2spirals | f16 dynamic | 0.8571 | 6 |\n"
+        "| cnf | 2spirals | bf16 | 0.2857 | 2 |\n"
+        "| cnf | 2spirals | f16 none | 0.4286 | 3 |\n"
+        "| cnf | 2spirals | f16 global | 0.5714 | 4 |\n"
+        "| cnf | 2spirals | f16 dynamic | 0.7143 | 5 |\n"
+        "| cnf | 2spirals | tf32 | 0.8571 | 6 |\n"
         "| cnf | 8gaussians | f32 | 1 | 7 |\n"
-        "| cnf | 8gaussians | tf32 | 1.143 | 8 |\n"
-        "| cnf | 8gaussians | bf16 | 1.286 | 9 |\n"
-        "| cnf | 8gaussians | f16 none | 1.429 | 10 |\n"
-        "| cnf | 8gaussians | f16 global | 1.571 | 11 |\n"
-        "| cnf | 8gaussians | f16 dynamic | 1.714 | 12 |\n");
+        "| cnf | 8gaussians | bf16 | 1.143 | 8 |\n"
+        "| cnf | 8gaussians | f16 none | 1.286 | 9 |\n"
+        "| cnf | 8gaussians | f16 global | 1.429 | 10 |\n"
+        "| cnf | 8gaussians | f16 dynamic | 1.571 | 11 |\n"
+        "| cnf | 8gaussians | tf32 | 1.714 | 12 |\n");
 }
 
 TEST_CASE("rows of one configuration are replaced, other metrics leave empty cells") {

@@ -119,15 +119,11 @@ Metrics train(const Options& options, const CnfOptions& own) {
                          .save = Save::last()};
   const StepDecay schedule{.base = 1e-2, .factor = 0.1, .every = 1000};
 
+  const Costs& costs = training.costs();
   RunFolder folder(options);
   Checkpoint checkpoint;
-  checkpoint.add("model", model.parameters())
-      .add("optimiser", optimiser)
-      .add("loss_scaler", training.loss_scaler())
-      .add("random", random)
-      .add("held_out", held_out);
-  Costs costs;
-  costs.keep_in(checkpoint);
+  checkpoint.add("model", model.parameters()).add("random", random).add("held_out", held_out);
+  training.keep_in(checkpoint);
   Random fixed(12345);
   const Tensor evaluation = sample(density, options.quick ? 2000 : 100000, fixed);
   const double nll_first = model.nll(evaluation);
@@ -144,7 +140,6 @@ Metrics train(const Options& options, const CnfOptions& own) {
                                         linspace(1, 0, int(options.steps)), {}, solve);
         return Loss{negative_log_likelihood(result.value()), {result}};
       });
-      costs.add(iteration);
       ++done;
       progress.update(done, iteration.loss, iteration.exponent_most);
       if (done % own.log_every == 0 || done == options.iterations) {

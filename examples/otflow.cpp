@@ -91,16 +91,14 @@ Metrics train(const Options& options, const OtFlowOptions& own, const Tables& ta
   EarlyStopping stopping({.patience = 15});
   std::int64_t drops = 0;
   double learning_rate = 1e-3;
-  Costs costs;
   Checkpoint checkpoint;
   checkpoint.add("model", flow.parameters())
-      .add("optimiser", optimiser)
-      .add("loss_scaler", training.loss_scaler())
       .add("random", random)
       .add("stopping", stopping)
       .add("drops", drops)
       .add("learning_rate", learning_rate);
-  costs.keep_in(checkpoint);
+  training.keep_in(checkpoint);
+  const Costs& costs = training.costs();
   RunFolder folder(options);
 
   Random fixed(4711);
@@ -125,7 +123,6 @@ Metrics train(const Options& options, const OtFlowOptions& own, const Tables& ta
             return Loss{ot_flow_loss(result.value(), flow.weights, variance).total, {result}};
           },
           [&](Gradients& gradients) { clip_by_global_norm(gradients, flow.parameters(), 2.0); });
-      costs.add(iteration);
       progress.update(++done, iteration.loss, iteration.exponent_most);
       if (done % own.validate_every == 0 || done == options.iterations) {
         const Validation v = score();

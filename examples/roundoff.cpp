@@ -143,6 +143,7 @@ void run(const Options& options, const RoundoffOptions& own) {
   if (options.threads > 0) {
     set_threads(int(options.threads));
   }
+  SweepTable table(options);  // refuses a folder of other options before anything is computed
   Random random(options.seed);
   const HyperFlow flow(2, width, {32, 32}, random);
   if (own.weights.empty()) {
@@ -186,7 +187,6 @@ void run(const Options& options, const RoundoffOptions& own) {
   }
 
   const std::vector<double> n(counts.begin(), counts.end());
-  SweepTable table(options);
   Picture picture{.title = "rounding error against the number of steps N", .columns = 3};
   fmt::print("roundoff: {} points, N = {} .. {}; error at the first and last N, slope over N\n",
              options.batch, counts.front(), counts.back());

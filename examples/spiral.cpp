@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "examples/support/options.h"
@@ -13,14 +12,12 @@
 #include "examples/support/report.h"
 #include "examples/support/run_folder.h"
 #include "examples/support/training.h"
-#include "halftape/nn/loss_scaler.h"
 #include "halftape/nn/losses.h"
 #include "halftape/nn/neural_ode.h"
 #include "halftape/nn/optimisers.h"
 
 using namespace halftape;
 using namespace halftape::examples;
-using Clock = std::chrono::steady_clock;
 
 namespace {
 
@@ -65,10 +62,6 @@ std::pair<std::vector<double>, std::vector<double>> make_data(Random& random) {
   return {exact, noisy};
 }
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 void run(const Options& options) {
   if (options.steps >= points) {
     throw UsageError(fmt::format(
@@ -91,7 +84,7 @@ void run(const Options& options) {
                              .bias_initialiser = init::zeros});
   NeuralOde ode(field, ode_options);
   Optimiser optimiser(ode.parameters(), RmsProp{.learning_rate = 1e-3});
-  LossScaler loss_scaler;
+  Training training(options, optimiser);
 
   const auto times = linspace(0, end_time, points - 1);
   const std::vector<double> window(times.begin(), times.begin() + options.steps + 1);
@@ -106,21 +99,11 @@ void run(const Options& options) {
   };
   const double loss_first = evaluate().first;
 
-  std::int64_t retries = 0, vjps = 0, stored_bytes = 0;
-  double seconds_forward = 0, seconds_backward = 0;
   Checkpoint checkpoint;
-  checkpoint.add("model", ode.parameters())
-      .add("optimiser", optimiser)
-      .add("loss_scaler", loss_scaler)
-      .add("random", random)
-      .add("retries", retries)
-      .add("vjps", vjps)
-      .add("stored_bytes", stored_bytes)
-      .add("seconds_forward", seconds_forward)
-      .add("seconds_backward", seconds_backward);
+  checkpoint.add("model", ode.parameters()).add("random", random);
+  training.keep_in(checkpoint);
   RunFolder folder(options);
   const std::int64_t done = folder.start(checkpoint);
-  reset_peak_memory();
   {
     Progress progress("training", options.iterations, done);
     for (std::int64_t iteration = done; iteration < options.iterations; ++iteration) {
@@ -142,45 +125,20 @@ void run(const Options& options) {
       if (iteration == options.iterations * 3 / 4) {
         optimiser.set_learning_rate(1e-4);  // settle: the last quarter averages the noise out
       }
-      const auto forward_start = Clock::now();
-      Tape tape;
-      const OdeResult result =
-          ode.solve(tape.constant(Tensor::from({options.batch, 2}, y0, high)), window);
-      const Var y = result.value()[0];
-      const Var loss = mae(y, Tensor::from(y.shape(), target, high));
-      seconds_forward += seconds_since(forward_start);
-
-      const auto backward_start = Clock::now();
-      if (options.scaling == "global") {
-        Gradients gradients = tape.backward(loss_scaler.scale(loss));
-        if (loss_scaler.unscale(gradients, ode.parameters())) {
-          optimiser.step(gradients);
-        }
-        loss_scaler.update();
-      } else {
-        optimiser.step(tape.backward(loss));
-      }
-      seconds_backward += seconds_since(backward_start);
-
-      const SolveReport& report = result.report();
-      retries += report.retries();
-      vjps += report.vjps;
-      stored_bytes = report.stored_bytes;
-      const auto by_exponent = [](const LedgerEntry& a, const LedgerEntry& b) {
-        return a.min_exponent < b.min_exponent;
-      };
-      const auto [low, top] =
-          std::minmax_element(report.ledger.begin(), report.ledger.end(), by_exponent);
-      const int outer = options.scaling == "global" ? loss_scaler.exponent() : 0;
-      const double value = loss.value().item();
-      folder.log(iteration + 1, {{"loss", value},
-                                 {"scale_exponent_min", low->min_exponent + outer},
-                                 {"scale_exponent_max", top->max_exponent + outer}});
+      const Iteration done_now = training.run([&](Tape& tape) {
+        const OdeResult result =
+            ode.solve(tape.constant(Tensor::from({options.batch, 2}, y0, high)), window);
+        const Var y = result.value()[0];
+        return Loss{mae(y, Tensor::from(y.shape(), target, high)), {result}};
+      });
+      folder.log(iteration + 1, {{"loss", done_now.loss},
+                                 {"scale_exponent_min", double(done_now.exponent_least)},
+                                 {"scale_exponent_max", double(done_now.exponent_most)}});
       folder.save_if_due(iteration + 1, checkpoint);
-      progress.update(iteration + 1, value, top->max_exponent + outer);
+      progress.update(iteration + 1, done_now.loss, done_now.exponent_most);
     }
   }
-  const std::int64_t peak_bytes = memory_stats().peak_bytes;
+  const Costs& costs = training.costs();
   const auto [loss_last, learned] = evaluate();
   const std::vector<double> iterations = folder.column("iteration");
   const std::vector<double> losses = folder.column("loss");
@@ -194,11 +152,11 @@ void run(const Options& options) {
              options.iterations, options.batch, options.steps, options.method, options.precision,
              options.scaling);
   fmt::print("  loss over all {} points   {:.4f} -> {:.4f}\n", points, loss_first, loss_last);
-  fmt::print("  stored states            {} bytes (f32: {})\n", stored_bytes, stored_f32);
+  fmt::print("  stored states            {} bytes (f32: {})\n", costs.stored_bytes, stored_f32);
   fmt::print("  scale                    2^{:.0f} .. 2^{:.0f}\n", scale_low, scale_high);
-  fmt::print("  retried stage VJPs       {} of {}\n", retries, vjps);
-  fmt::print("  time                     {:.1f} s forward, {:.1f} s backward\n", seconds_forward,
-             seconds_backward);
+  fmt::print("  retried stage VJPs       {} of {}\n", costs.retries, costs.vjps);
+  fmt::print("  time                     {:.1f} s forward, {:.1f} s backward\n",
+             costs.seconds_forward, costs.seconds_backward);
 
   const auto column = [](const std::vector<double>& rows, std::size_t c) {
     std::vector<double> values;
@@ -238,15 +196,15 @@ void run(const Options& options) {
     Json report = new_report("spiral", options, threads());
     report["loss_first"] = loss_first;
     report["loss_last"] = loss_last;
-    report["seconds_forward"] = seconds_forward;
-    report["seconds_backward"] = seconds_backward;
-    report["peak_bytes"] = peak_bytes;
-    report["stored_state_bytes"] = stored_bytes;
+    report["seconds_forward"] = costs.seconds_forward;
+    report["seconds_backward"] = costs.seconds_backward;
+    report["peak_bytes"] = costs.peak_bytes;
+    report["stored_state_bytes"] = costs.stored_bytes;
     report["stored_state_bytes_f32"] = stored_f32;
     report["scale_exponent_min"] = scale_low;
     report["scale_exponent_max"] = scale_high;
-    report["retries"] = retries;
-    report["stage_vjps"] = vjps;
+    report["retries"] = costs.retries;
+    report["stage_vjps"] = costs.vjps;
     report["losses"] = losses;
     write_json(options.json, report);
   }

@@ -9,7 +9,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -19,17 +18,18 @@
 #include "examples/support/report.h"
 #include "examples/support/run_folder.h"
 #include "examples/support/sweep_table.h"
+#include "examples/support/training.h"
 #include "halftape/core/error.h"
 #include "halftape/nn/augmentation.h"
 #include "halftape/nn/data_loader.h"
 #include "halftape/nn/drawn_shapes.h"
 #include "halftape/nn/losses.h"
+#include "halftape/nn/metrics.h"
 #include "halftape/nn/parameter_average.h"
 #include "halftape/nn/schedules.h"
 
 using namespace halftape;
 using namespace halftape::examples;
-using Clock = std::chrono::steady_clock;
 
 namespace {
 
@@ -39,8 +39,6 @@ std::int64_t image_count = 5000;  // of the stand-in
 double learning_rate = 0.2;
 double kernel_deviation = 0.05;
 double clip = 1.0;
-
-constexpr double unclipped_norm = 1e300;
 
 struct Data {
   std::string name;  // in tables
@@ -59,18 +57,6 @@ Data load(const Options& options) {
           take(all, indices.subspan(train))};
 }
 
-Scaling scaling_of(const Options& options) {
-  if (options.scaling == "dynamic") {
-    return Scaling::dynamic();
-  }
-  if (options.scaling == "fixed") {
-    return Scaling::fixed(int(options.scale_exponent));
-  }
-  // global: overflows must reach the loss scaler as non-finite gradients
-  return Scaling::none(options.scaling == "global" ? Scaling::Overflow::propagate
-                                                   : Scaling::Overflow::fail);
-}
-
 // Mean loss and share of right answers.
 struct Score {
   double loss = NAN, accuracy = NAN;
@@ -87,23 +73,14 @@ Score evaluate(const ConvOdeNet& net, const ImageDataset& data) {
     Tape tape;
     const Var logits = net(images.images, tape).logits;
     loss += cross_entropy(logits, images.labels).value().item() * double(indices.size());
-    const auto answer = argmax(logits, 1).value().to_vector();
-    const auto label = images.labels.to_vector();
-    for (std::size_t i = 0; i < label.size(); ++i) {
-      right += answer[i] == label[i];
-    }
+    right += accuracy(logits.value(), images.labels) * double(indices.size());
   }
   return {loss / double(data.size()), right / double(data.size())};
 }
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 struct Result {
   Score first, last, best;  // on the validation images
-  double seconds_forward = 0, seconds_backward = 0;
-  std::int64_t peak_bytes = 0, stored_bytes = 0, retries = 0, vjps = 0, skipped = 0;
+  Costs costs;
   std::string failed;  // why the run ended early; empty: it did not
   std::vector<double> losses;
 };
@@ -119,8 +96,7 @@ Result train(const Options& options, const Data& data) {
   const ConvOdeNet frozen = net.without_gradient();
   const Parameters parameters = net.parameters();
   Optimiser optimiser(parameters, Sgd{.momentum = 0.9, .weight_decay = 1e-4});
-  LossScaler loss_scaler;
-  const bool global = options.scaling == "global";
+  Training training(options, optimiser);
 
   const LoaderOptions order{.batch = options.batch, .seed = options.seed};
   const std::int64_t per_epoch = BatchOrder(data.train.size(), order).batches_per_epoch();
@@ -129,23 +105,15 @@ Result train(const Options& options, const Data& data) {
       .base = learning_rate, .iterations = options.iterations, .floor = 1e-4};
   double best_loss = NAN, best_accuracy = -1, first_loss = NAN, first_accuracy = NAN;
   double last_loss = NAN, last_accuracy = NAN;
-  std::int64_t scheduled = 0;  // steps the learning rate has been given for
   Checkpoint checkpoint;
   checkpoint.add("model", parameters)
-      .add("optimiser", optimiser)
-      .add("loss_scaler", loss_scaler)
-      .add("scheduled", scheduled)
       .add("first_loss", first_loss)
       .add("first_accuracy", first_accuracy)
       .add("last_loss", last_loss)
       .add("last_accuracy", last_accuracy)
       .add("best_loss", best_loss)
-      .add("best_accuracy", best_accuracy)
-      .add("retries", result.retries)
-      .add("vjps", result.vjps)
-      .add("stored_bytes", result.stored_bytes)
-      .add("seconds_forward", result.seconds_forward)
-      .add("seconds_backward", result.seconds_backward);
+      .add("best_accuracy", best_accuracy);
+  training.keep_in(checkpoint);
   RunFolder folder(options);
   const std::int64_t done = folder.start(checkpoint);
   const Augmentation augmentation{.size = side};
@@ -166,7 +134,6 @@ Result train(const Options& options, const Data& data) {
     }
   };
 
-  reset_peak_memory();
   Progress progress(fmt::format("{} {}", options.precision, options.scaling), options.iterations,
                     done);
   try {
@@ -177,65 +144,36 @@ Result train(const Options& options, const Data& data) {
         first_accuracy = iteration == 0 ? last_accuracy : first_accuracy;
       }
       const ImageBatch batch = loader.next();
-      optimiser.set_learning_rate(schedule(scheduled));
-      const auto forward_start = Clock::now();
-      Tape tape;
-      const ConvOdeNet::Output out = net(batch.images, tape);
-      const Var loss = cross_entropy(out.logits, batch.labels);
-      const double value = loss.value().item();
-      result.seconds_forward += seconds_since(forward_start);
-      if (!std::isfinite(value) && !global) {
-        throw NumericError(fmt::format("the loss is {} in iteration {}", value, iteration));
-      }
-      const auto backward_start = Clock::now();
-      Gradients gradients = tape.backward(global ? loss_scaler.scale(loss) : loss);
-      bool step = true;
-      if (global) {
-        step = loss_scaler.unscale(gradients, parameters);
-        loss_scaler.update();
-      }
-      if (step) {
-        const double norm =
-            clip_by_global_norm(gradients, parameters, clip > 0 ? clip : unclipped_norm);
-        if (!std::isfinite(norm)) {
-          throw NumericError(fmt::format("a gradient is {} in iteration {}", norm, iteration));
-        }
-        optimiser.step(gradients);
-        clamp_parameters(parameters, -1, 1);
-        ++scheduled;
-      }
-      result.seconds_backward += seconds_since(backward_start);
-
-      int low = 1000, high = -1000;
-      result.stored_bytes = 0;
-      for (const OdeResult& solve : out.solves) {
-        result.retries += solve.report().retries();
-        result.vjps += solve.report().vjps;
-        result.stored_bytes += solve.report().stored_bytes;
-        for (const LedgerEntry& entry : solve.report().ledger) {
-          low = std::min(low, entry.min_exponent + (global ? loss_scaler.exponent() : 0));
-          high = std::max(high, entry.max_exponent + (global ? loss_scaler.exponent() : 0));
-        }
-      }
-      folder.log(iteration + 1, {{"loss", value},
+      const Costs& so_far = training.costs();
+      optimiser.set_learning_rate(schedule(so_far.iterations - so_far.skipped));
+      const Iteration now = training.run(
+          [&](Tape& tape) {
+            const ConvOdeNet::Output out = net(batch.images, tape);
+            return Loss{cross_entropy(out.logits, batch.labels), out.solves};
+          },
+          [&](Gradients& gradients) {
+            if (clip > 0) {
+              clip_by_global_norm(gradients, parameters, clip);
+            }
+          });
+      clamp_parameters(parameters, -1, 1);
+      folder.log(iteration + 1, {{"loss", now.loss},
                                  {"validation_loss", last_loss},
                                  {"validation_accuracy", last_accuracy},
-                                 {"scale_exponent_min", double(low)},
-                                 {"scale_exponent_max", double(high)}});
+                                 {"scale_exponent_min", double(now.exponent_least)},
+                                 {"scale_exponent_max", double(now.exponent_most)}});
       folder.save_if_due(iteration + 1, checkpoint);
-      progress.update(iteration + 1, value, high);
+      progress.update(iteration + 1, now.loss, now.exponent_most);
     }
-    result.peak_bytes = memory_stats().peak_bytes;
     score();
   } catch (const NumericError& error) {
     result.failed = error.what();
     last_accuracy = NAN;
-    result.peak_bytes = memory_stats().peak_bytes;
   }
+  result.costs = training.costs();
   result.first = {first_loss, first_accuracy};
   result.last = {last_loss, last_accuracy};
   result.best = {best_loss, best_accuracy};
-  result.skipped = loss_scaler.state().skipped_steps;
   result.losses = folder.column("loss");
   return result;
 }
@@ -244,8 +182,7 @@ Result train(const Options& options, const Data& data) {
 Series curve(const Result& result, const std::string& label) {
   Series series{.label = label};
   const std::size_t n = result.losses.size(), window = std::max<std::size_t>(1, n / 100);
-  const double seconds =
-      (result.seconds_forward + result.seconds_backward) / double(std::max<std::size_t>(1, n));
+  const double seconds = result.costs.mean_forward() + result.costs.mean_backward();
   for (std::size_t i = window; i <= n; i += window) {
     const auto last = result.losses.begin() + std::ptrdiff_t(i);
     series.x.push_back(seconds * double(i));
@@ -270,13 +207,13 @@ void picture(const Options& options, const std::string& data, std::vector<Series
   }
 }
 
-std::vector<std::pair<std::string, double>> metrics(const Result& r) {
-  const double n = double(std::max<std::size_t>(1, r.losses.size()));
-  return {{"validation_accuracy", r.last.accuracy},   {"validation_loss", r.last.loss},
-          {"best_accuracy", r.best.accuracy},         {"best_loss", r.best.loss},
-          {"forward_seconds", r.seconds_forward / n}, {"backward_seconds", r.seconds_backward / n},
-          {"peak_bytes", double(r.peak_bytes)},       {"retries", double(r.retries)},
-          {"skipped_steps", double(r.skipped)},       {"failed", r.failed.empty() ? 0.0 : 1.0}};
+Metrics metrics(const Result& r) {
+  return {
+      {"validation_accuracy", r.last.accuracy},    {"validation_loss", r.last.loss},
+      {"best_accuracy", r.best.accuracy},          {"best_loss", r.best.loss},
+      {"seconds_forward", r.costs.mean_forward()}, {"seconds_backward", r.costs.mean_backward()},
+      {"peak_bytes", double(r.costs.peak_bytes)},  {"retries", double(r.costs.retries)},
+      {"skipped_steps", double(r.costs.skipped)},  {"failed", r.failed.empty() ? 0.0 : 1.0}};
 }
 
 void sweep(const Options& options, const Data& data) {
@@ -293,11 +230,13 @@ void sweep(const Options& options, const Data& data) {
     }
     Result known;  // of this run or of one before
     known.losses = RunFolder(one).column("loss");
+    known.costs.iterations = 1;  // the table has means
     for (const SweepRow& row : table.rows()) {
       if (row.precision == configuration.precision && row.scaling == configuration.scaling) {
-        const double total = row.value * double(known.losses.size());
-        known.seconds_forward = row.metric == "forward_seconds" ? total : known.seconds_forward;
-        known.seconds_backward = row.metric == "backward_seconds" ? total : known.seconds_backward;
+        Costs& costs = known.costs;
+        costs.seconds_forward = row.metric == "seconds_forward" ? row.value : costs.seconds_forward;
+        costs.seconds_backward =
+            row.metric == "seconds_backward" ? row.value : costs.seconds_backward;
       }
     }
     curves.push_back(curve(known, configuration.label()));
@@ -316,7 +255,6 @@ void run(const Options& options) {
     return;
   }
   const Result r = train(options, data);
-  const double n = double(std::max<std::size_t>(1, r.losses.size()));
   fmt::print("stl10: {} iterations of {} images ({}), width {}, {} x {}, {} with {} scaling\n",
              r.losses.size(), options.batch,
              data.name == "files" ? options.data : "drawn shapes, a stand-in", width, side, side,
@@ -325,10 +263,10 @@ void run(const Options& options) {
   fmt::print("  validation accuracy      {:.1f} % -> {:.1f} % (best {:.1f} %)\n",
              100 * r.first.accuracy, 100 * r.last.accuracy, 100 * r.best.accuracy);
   fmt::print("  time of an iteration     {:.3f} s forward, {:.3f} s backward\n",
-             r.seconds_forward / n, r.seconds_backward / n);
+             r.costs.mean_forward(), r.costs.mean_backward());
   fmt::print("  memory                   {:.1f} MiB at most, {:.1f} MiB of it stored states\n",
-             double(r.peak_bytes) / (1 << 20), double(r.stored_bytes) / (1 << 20));
-  fmt::print("  retried stage VJPs       {} of {}\n", r.retries, r.vjps);
+             double(r.costs.peak_bytes) / (1 << 20), double(r.costs.stored_bytes) / (1 << 20));
+  fmt::print("  retried stage VJPs       {} of {}\n", r.costs.retries, r.costs.vjps);
   picture(options, data.name,
           {curve(r, Configuration{options.precision, options.scaling}.label())});
   if (!options.json.empty()) {
@@ -337,13 +275,13 @@ void run(const Options& options) {
     report["data"] = data.name;
     report["loss_first"] = r.first.loss;
     report["loss_last"] = r.last.loss;
-    report["seconds_forward"] = r.seconds_forward;
-    report["seconds_backward"] = r.seconds_backward;
-    report["peak_bytes"] = r.peak_bytes;
-    report["stored_state_bytes"] = r.stored_bytes;
-    report["retries"] = r.retries;
-    report["stage_vjps"] = r.vjps;
-    report["skipped_steps"] = r.skipped;
+    report["seconds_forward"] = r.costs.seconds_forward;
+    report["seconds_backward"] = r.costs.seconds_backward;
+    report["peak_bytes"] = r.costs.peak_bytes;
+    report["stored_state_bytes"] = r.costs.stored_bytes;
+    report["retries"] = r.costs.retries;
+    report["stage_vjps"] = r.costs.vjps;
+    report["skipped_steps"] = r.costs.skipped;
     report["accuracy_first"] = r.first.accuracy;
     report["accuracy_last"] = r.last.accuracy;
     report["accuracy_best"] = r.best.accuracy;

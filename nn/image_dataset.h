@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "halftape/core/tensor.h"
-#include "halftape/nn/file.h"
+#include "halftape/core/file.h"
 
 namespace halftape {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "halftape/core/tensor.h"
-#include "halftape/nn/file.h"
+#include "halftape/core/file.h"
 
 namespace halftape {
 

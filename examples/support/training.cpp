@@ -41,6 +41,19 @@ Scaling scaling_of(const Options& options) {
                                                    : Scaling::Overflow::fail);
 }
 
+void Training::keep_in(Checkpoint& checkpoint) {
+  checkpoint.add("optimiser", optimiser_)
+      .add("loss_scaler", scaler_)
+      .add("iterations", costs_.iterations)
+      .add("seconds_forward", costs_.seconds_forward)
+      .add("seconds_backward", costs_.seconds_backward)
+      .add("peak_bytes", costs_.peak_bytes)
+      .add("stored_bytes", costs_.stored_bytes)
+      .add("retries", costs_.retries)
+      .add("vjps", costs_.vjps)
+      .add("skipped", costs_.skipped);
+}
+
 Iteration Training::run(const std::function<Loss(Tape&)>& loss,
                         const std::function<void(Gradients&)>& before_update) {
   Iteration result;
@@ -91,18 +104,8 @@ Iteration Training::run(const std::function<Loss(Tape&)>& loss,
   }
   result.exponent_least += loss_exponent;
   result.exponent_most += loss_exponent;
+  costs_.add(result);
   return result;
-}
-
-void Costs::keep_in(Checkpoint& checkpoint) {
-  checkpoint.add("costs/iterations", iterations)
-      .add("costs/seconds_forward", seconds_forward)
-      .add("costs/seconds_backward", seconds_backward)
-      .add("costs/peak_bytes", peak_bytes)
-      .add("costs/stored_bytes", stored_bytes)
-      .add("costs/retries", retries)
-      .add("costs/vjps", vjps)
-      .add("costs/skipped", skipped);
 }
 
 void Costs::add(const Iteration& iteration) {

@@ -33,38 +33,42 @@ struct Iteration {
   int exponent_least = 0, exponent_most = 0;  // of the scales used, the loss scaler's included
 };
 
-class Training {
- public:
-  explicit Training(const Options& options, Optimiser& optimiser)
-      : global_(options.scaling == "global"), optimiser_(optimiser) {}
-
-  // Records `loss` on a fresh tape, differentiates, and lets `before_update` (clipping) at the
-  // gradients. Throws NumericError when loss or gradients are not finite, which under global
-  // scaling is left to the loss scaler.
-  Iteration run(const std::function<Loss(Tape&)>& loss,
-                const std::function<void(Gradients&)>& before_update = {});
-
-  LossScaler& loss_scaler() { return scaler_; }
-
- private:
-  bool global_;
-  Optimiser& optimiser_;
-  LossScaler scaler_;
-};
-
 // Means over the iterations of a run, and totals.
 struct Costs {
   std::int64_t iterations = 0;
   double seconds_forward = 0, seconds_backward = 0;  // totals
   std::int64_t peak_bytes = 0, stored_bytes = 0;     // largest
-  std::int64_t retries = 0, vjps = 0, skipped = 0;
+  std::int64_t retries = 0, vjps = 0;
+  std::int64_t skipped = 0;  // iterations whose update the loss scaler refused
 
   void add(const Iteration& iteration);
-  void keep_in(Checkpoint& checkpoint);  // a resumed run counts from where it stopped
   double mean_forward() const { return iterations == 0 ? 0 : seconds_forward / double(iterations); }
   double mean_backward() const {
     return iterations == 0 ? 0 : seconds_backward / double(iterations);
   }
+};
+
+class Training {
+ public:
+  explicit Training(const Options& options, Optimiser& optimiser)
+      : global_(options.scaling == "global"), optimiser_(optimiser) {}
+
+  // Optimiser, loss scaler and costs: a resumed run counts from where it stopped.
+  void keep_in(Checkpoint& checkpoint);
+
+  // Records `loss` on a fresh tape, differentiates, and lets `before_update` (clipping) at the
+  // gradients. Throws NumericError when the loss is not finite, or a gradient is; under global
+  // scaling such gradients are left to the loss scaler.
+  Iteration run(const std::function<Loss(Tape&)>& loss,
+                const std::function<void(Gradients&)>& before_update = {});
+
+  const Costs& costs() const { return costs_; }
+
+ private:
+  bool global_;
+  Optimiser& optimiser_;
+  LossScaler scaler_;
+  Costs costs_;
 };
 
 }  // namespace halftape::examples

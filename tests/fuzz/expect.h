@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "halftape/core/error.h"
-#include "halftape/nn/file.h"
+#include "halftape/core/file.h"
 
 namespace halftape::fuzz {
 

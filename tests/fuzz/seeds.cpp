@@ -42,4 +42,12 @@ int main(int count, char** arguments) {
   write("hdf5", "f4", bsds300_like());
   write("hdf5", "f8", bsds300_like(H5T_IEEE_F64LE));
   write("hdf5", "gzip", bsds300_like(H5T_IEEE_F32LE, Hdf5Storage::gzip));
+  // 27 bytes of data behind a header; then a whole file (fuzz_safetensors.cpp).
+  const std::string header =
+      R"({"__metadata__":{"a":"b"},"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
+      R"("m":{"dtype":"BOOL","shape":[3],"data_offsets":[24,27]}})";
+  write("safetensors", "header", bytes_of(std::string(1, char(27)) + header));
+  const std::string length{char(header.size()), 0, 0, 0, 0, 0, 0, 0};
+  write("safetensors", "file",
+        bytes_of(std::string(1, char(255)) + length + header + std::string(27, char(1))));
 }

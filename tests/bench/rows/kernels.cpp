@@ -18,9 +18,7 @@
 #include "tests/bench/support/ceiling_kernels.h"
 #include "tests/support/vector_math.h"
 
-#ifdef HALFTAPE_BENCH_ONEDNN
 #include <dnnl.hpp>
-#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -146,7 +144,6 @@ class Tiles {
   Floats in_, out_, weight_, sums_, transposed_;
 };
 
-#ifdef HALFTAPE_BENCH_ONEDNN
 Run onednn(const Product& p, Data& data) {
 #ifdef _OPENMP
   omp_set_num_threads(1);  // ours is on one thread, too
@@ -174,7 +171,6 @@ Run onednn(const Product& p, Data& data) {
     stream.wait();
   };
 }
-#endif
 
 #ifdef HALFTAPE_BENCH_LIBXSMM
 // Column-major, so the roles of rows and columns change; empty where it has no kernel.
@@ -226,9 +222,7 @@ void product(benchmark::State& state, const Product& p) {
     std::vector<double> seconds{};
   };
   std::vector<Peer> peers;
-#ifdef HALFTAPE_BENCH_ONEDNN
   peers.push_back({"onednn", onednn(p, data)});
-#endif
 #ifdef HALFTAPE_BENCH_LIBXSMM
   if (const Run run = libxsmm(p, data)) {
     peers.push_back({"libxsmm", run});

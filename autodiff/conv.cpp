@@ -237,7 +237,8 @@ Attributes geometry(const ConvOptions& o, DType dtype) {
 }
 
 Var record(const OpDef& op, std::initializer_list<const Argument*> arguments, Attributes a) {
-  const std::vector<Var> vars = on_one_tape(op.name, arguments);
+  std::vector<Var> vars(arguments.size());
+  on_one_tape(op.name, std::span(arguments.begin(), arguments.size()), vars);
   require_one_dtype(op.name, vars);
   return vars[0].tape().record(op, vars, std::move(a));
 }

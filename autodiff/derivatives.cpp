@@ -84,7 +84,7 @@ JacobianVector jvp(const TapeFunction& f, std::span<const Tensor> inputs,
   Recorded r("jvp", f, inputs);
   r.set_tangents("jvp", tangents);
   const Tensor y = r.y.value();
-  const DType dtype = cotangent_dtype(r.tape.program().info(r.y.id()));
+  const DType dtype = cotangent_dtype(r.tape.program(), r.y.id());
   if (r.moving.empty()) {
     return {y, Tensor::zeros(y.shape(), dtype)};
   }

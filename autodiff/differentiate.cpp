@@ -1,33 +1,13 @@
 #include "halftape/autodiff/differentiate.h"
 
+#include <algorithm>
 #include <map>
-#include <tuple>
+#include <unordered_set>
 
 #include "halftape/autodiff/op_list.h"
 #include "halftape/core/check.h"
 
 namespace halftape {
-namespace {
-
-bool has_no_gradient(const OpDef& op, std::size_t operand) {
-  return operand < 32 && (op.no_gradient >> operand & 1) != 0;
-}
-
-}  // namespace
-
-bool PullbackContext::wants(int k) const {
-  return wanted_[std::size_t(input(k))] && !has_no_gradient(*instruction_.op, std::size_t(k));
-}
-
-DType cotangent_dtype(const ValueInfo& value) {
-  const bool touches_batch = value.dependence & (depends_on::input | depends_on::cotangent);
-  return touches_batch ? value.type.dtype : wider(value.type.dtype, DType::f32);
-}
-
-DType PullbackContext::cotangent_dtype(int k) const {
-  return halftape::cotangent_dtype(program_.info(input(k)));
-}
-
 ValueId PullbackContext::constant(double value, DType dtype) {
   return program_.add_constant(Tensor::scalar(value, dtype), {});
 }
@@ -38,7 +18,7 @@ ValueId PullbackContext::cast(ValueId id, DType dtype) {
   }
   Attributes attributes;
   attributes.dtype = dtype;
-  return emit(ops::cast(), {id}, std::move(attributes));
+  return emit(ops::cast(), {id}, attributes);
 }
 
 ValueId PullbackContext::sum_to(ValueId id, const Shape& shape, DType dtype) {
@@ -48,7 +28,7 @@ ValueId PullbackContext::sum_to(ValueId id, const Shape& shape, DType dtype) {
   Attributes attributes;
   attributes.shape = shape;
   attributes.dtype = dtype;
-  return emit(ops::sum_to(), {id}, std::move(attributes));
+  return emit(ops::sum_to(), {id}, attributes);
 }
 
 void PullbackContext::add(int k, ValueId id) {
@@ -67,12 +47,20 @@ void throw_foreign_output(const Program& program, ValueId id) {
       program.type(id).dtype, program.type(id).shape);
 }
 
+// Room for a program and its reverse sweep, some two instructions for one.
+void reserve_sweep(Program& room, const Program& program) {
+  room.values.reserve(3 * program.values.size());
+  room.operands.reserve(4 * program.operands.size());
+  room.instructions.reserve(3 * program.instructions.size());
+}
+
 }  // namespace
 
 std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> outputs,
                                      std::span<const ValueId> seeds, std::span<const ValueId> wrt) {
   const std::size_t value_count = program.values.size();
   const std::size_t instruction_count = program.instructions.size();
+  reserve_sweep(program, program);
 
   std::vector<bool> wanted(value_count);
   for (const ValueId id : wrt) {
@@ -82,7 +70,7 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
     bool any = false;
     const auto in = program.inputs_of(instruction);
     for (std::size_t k = 0; k < in.size(); ++k) {
-      any |= wanted[std::size_t(in[k])] && !has_no_gradient(*instruction.op, k);
+      any |= wanted[std::size_t(in[k])] && instruction.op->has_gradient(k);
     }
     for (const ValueId id : program.outputs_of(instruction)) {
       if (any && is_floating(program.type(id).dtype)) {
@@ -124,9 +112,11 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
 
 Derivative differentiate(const Program& program, std::span<const ValueId> outputs,
                          std::span<const ValueId> wrt) {
-  Derivative result{program, {}, {}};
+  Derivative result;
+  reserve_sweep(result.program, program);
+  result.program = program;
   for (const ValueId id : outputs) {
-    const Type type{cotangent_dtype(program.info(id)), program.type(id).shape};
+    const Type type{cotangent_dtype(program, id), program.type(id).shape};
     result.seeds.push_back(result.program.add_input(type, Role::cotangent, "seed"));
   }
   result.cotangents = append_pullback(result.program, outputs, result.seeds, wrt);
@@ -141,13 +131,14 @@ Derivative differentiate(const Program& program, std::span<const ValueId> output
 }
 
 void remove_dead_code(Program& program, std::span<const ValueId> keep) {
-  std::vector<bool> needed(program.values.size());
+  std::vector<char> needed(program.values.size());  // bytes: faster than bits
   for (const ValueId id : keep) {
     needed[std::size_t(id)] = true;
   }
-  std::vector<Instruction> kept;
-  for (std::size_t i = program.instructions.size(); i-- > 0;) {
-    const Instruction& instruction = program.instructions[i];
+  List<Instruction>& instructions = program.instructions;
+  std::size_t kept = instructions.size();  // those from here on are
+  for (std::size_t i = instructions.size(); i-- > 0;) {
+    const Instruction instruction = instructions[i];
     bool any = false;
     for (const ValueId id : program.outputs_of(instruction)) {
       any |= needed[std::size_t(id)];
@@ -156,16 +147,29 @@ void remove_dead_code(Program& program, std::span<const ValueId> keep) {
       for (const ValueId id : program.inputs_of(instruction)) {
         needed[std::size_t(id)] = true;
       }
-      kept.push_back(instruction);
+      if (--kept != i) {
+        instructions[kept] = instruction;
+      }
     }
   }
-  program.instructions.assign(kept.rbegin(), kept.rend());
+  instructions.erase(instructions.begin(), instructions.begin() + std::ptrdiff_t(kept));
 }
 
 void remove_common_subexpressions(Program& program) {
-  using Key = std::tuple<const OpDef*, std::vector<ValueId>, DType, std::vector<std::int64_t>,
-                         std::vector<std::int64_t>, unsigned, int, bool, double, Transpose, MatmulMode>;
-  std::map<Key, std::vector<ValueId>> known;
+  const auto hash = [&](const Instruction* i) {
+    std::size_t h = reinterpret_cast<std::uintptr_t>(i->op) + std::size_t(i->attributes);
+    for (const ValueId id : program.inputs_of(*i)) {
+      h = h * 31 + std::size_t(id);
+    }
+    return h;
+  };
+  const auto equal = [&](const Instruction* a, const Instruction* b) {
+    const auto x = program.inputs_of(*a), y = program.inputs_of(*b);
+    return a->op == b->op && a->attributes == b->attributes &&
+           std::equal(x.begin(), x.end(), y.begin(), y.end());
+  };
+  std::unordered_set<const Instruction*, decltype(hash), decltype(equal)> known(
+      program.instructions.size(), hash, equal);
   std::vector<ValueId> ids(program.values.size());
   for (std::size_t v = 0; v < ids.size(); ++v) {
     ids[v] = ValueId(v);
@@ -177,33 +181,18 @@ void remove_common_subexpressions(Program& program) {
       ids[std::size_t(c.id)] = found->second;
     }
   }
-  std::vector<Instruction> kept;
+  List<Instruction> kept;
   for (const Instruction& instruction : program.instructions) {
     for (int k = 0; k < instruction.input_count; ++k) {
       ValueId& id = program.operands[std::size_t(instruction.first_operand + k)];
       id = ids[std::size_t(id)];
     }
-    const Attributes& a = program.attributes_of(instruction);
-    if (a.payload == nullptr) {
-      const auto in = program.inputs_of(instruction);
-      const auto out = program.outputs_of(instruction);
-      const auto sizes = a.shape.sizes();
-      Key key{instruction.op,
-              {in.begin(), in.end()},
-              a.dtype,
-              {sizes.begin(), sizes.end()},
-              {a.offsets.begin(), a.offsets.end()},
-              a.axes,
-              a.axis,
-              a.keep_axes,
-              a.number,
-              a.transpose,
-              a.matmul_mode};
-      const auto [found, is_new] =
-          known.try_emplace(std::move(key), std::vector<ValueId>{out.begin(), out.end()});
+    if (program.attributes_of(instruction).payload == nullptr) {
+      const auto [found, is_new] = known.insert(&instruction);
       if (!is_new) {
+        const auto out = program.outputs_of(instruction), same = program.outputs_of(**found);
         for (std::size_t k = 0; k < out.size(); ++k) {
-          ids[std::size_t(out[k])] = found->second[k];
+          ids[std::size_t(out[k])] = same[k];
         }
         continue;
       }

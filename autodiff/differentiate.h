@@ -8,6 +8,14 @@
 
 namespace halftape {
 
+// The dtype of a value's cotangent: its own, but never below f32 where it depends only on
+// parameters, time and constants. So sums over a batch are formed in f32 and not rounded to L.
+inline DType cotangent_dtype(const Program& program, ValueId id) {
+  const DType own = program.type(id).dtype;
+  const bool touches_batch = program.dependence(id) & (depends_on::input | depends_on::cotangent);
+  return touches_batch ? own : wider(own, DType::f32);
+}
+
 // What a pullback rule sees: the instruction it differentiates and the program it appends to.
 class PullbackContext {
  public:
@@ -28,16 +36,19 @@ class PullbackContext {
   const Type& type(ValueId id) const { return program_.type(id); }
   const Attributes& attributes() const { return program_.attributes_of(instruction_); }
 
-  bool wants(int k) const;  // operand k leads to a value whose gradient is asked for
-  // The dtype of operand k's cotangent: its own, but never below f32 where it depends only on
-  // parameters, time and constants. So sums over a batch are formed in f32 and not rounded to L.
-  DType cotangent_dtype(int k) const;
-
-  ValueId emit(const OpDef& op, std::initializer_list<ValueId> inputs, Attributes attributes = {}) {
-    return program_.emit(op, inputs, std::move(attributes));
+  // Operand k leads to a value whose gradient is asked for.
+  bool wants(int k) const {
+    return wanted_[std::size_t(input(k))] && instruction_.op->has_gradient(std::size_t(k));
   }
-  ValueId emit(const OpDef& op, std::span<const ValueId> inputs, Attributes attributes = {}) {
-    return program_.emit(op, inputs, std::move(attributes));
+  DType cotangent_dtype(int k) const { return halftape::cotangent_dtype(program_, input(k)); }
+
+  ValueId emit(const OpDef& op, std::initializer_list<ValueId> inputs,
+               const Attributes& attributes = no_attributes) {
+    return program_.emit(op, inputs, attributes);
+  }
+  ValueId emit(const OpDef& op, std::span<const ValueId> inputs,
+               const Attributes& attributes = no_attributes) {
+    return program_.emit(op, inputs, attributes);
   }
   ValueId constant(double value, DType dtype);
   // Sums a cotangent over the axes along which `shape` was broadcast.
@@ -54,9 +65,6 @@ class PullbackContext {
   std::vector<ValueId>& sums_;       // per value: its cotangent so far
   const std::vector<bool>& wanted_;  // per value
 };
-
-// The dtype of the cotangent of a value, see PullbackContext::cotangent_dtype.
-DType cotangent_dtype(const ValueInfo& value);
 
 // Appends the reverse sweep of program's instructions to the program. `seeds` are the cotangents of
 // `outputs`. Returns the cotangent of each of `wrt`, no_value where no output depends on it.

@@ -77,49 +77,51 @@ struct ElementwiseDefs {
 
 const ElementwiseDefs& defs(int op);
 
+// The operands of the instruction that is differentiated, then more.
+struct PullbackOperands {
+  std::array<ValueId, 2 * max_arity> ids;
+  std::size_t count = 0;
+  PullbackOperands(const PullbackContext& context, std::initializer_list<ValueId> more) {
+    for (int j = 0; j < context.input_count(); ++j) {
+      ids[count++] = context.input(j);
+    }
+    for (const ValueId id : more) {
+      ids[count++] = id;
+    }
+  }
+  operator std::span<const ValueId>() const { return {ids.data(), count}; }
+};
+
 // Operands of a pullback instruction: the value's operands, its result, the cotangent.
 void pull_back_value(const OpDef& op, PullbackContext& context) {
   const ElementwiseDefs& d = defs(op.map.op);
   const ValueId y_bar = context.cotangent();
-  for (int k = 0; k < op.arity; ++k) {
-    if (!context.wants(k)) {
-      continue;
-    }
-    const Shape shape = context.type(context.input(k)).shape;  // emit moves values
-    const DType dtype = context.cotangent_dtype(k);
-    ValueId x_bar = y_bar;
-    if (!(d.identity >> k & 1)) {
-      std::vector<ValueId> operands;
-      for (int j = 0; j < op.arity; ++j) {
-        operands.push_back(context.input(j));
-      }
-      operands.push_back(context.output());
-      operands.push_back(y_bar);
-      Attributes attributes;
-      attributes.dtype = dtype;
-      x_bar = context.emit(d.pullback[std::size_t(k)], operands, std::move(attributes));
-    }
-    context.add(k, context.sum_to(x_bar, shape, dtype));
-  }
-}
-
-void pull_back_pullback(const OpDef& op, PullbackContext& context) {
-  const ElementwiseDefs& d = defs(op.map.op);
-  std::vector<ValueId> operands;
-  for (int j = 0; j < op.arity; ++j) {
-    operands.push_back(context.input(j));
-  }
-  operands.push_back(context.cotangent());
+  const PullbackOperands operands(context, {context.output(), y_bar});
   for (int k = 0; k < op.arity; ++k) {
     if (!context.wants(k)) {
       continue;
     }
     Attributes attributes;
     attributes.dtype = context.cotangent_dtype(k);
-    const ValueId x_bar = context.emit(d.second[std::size_t(op.map.wrt * op.arity + k)], operands,
-                                       std::move(attributes));
-    context.add(
-        k, context.sum_to(x_bar, context.type(context.input(k)).shape, context.cotangent_dtype(k)));
+    const ValueId x_bar = d.identity >> k & 1
+                              ? y_bar
+                              : context.emit(d.pullback[std::size_t(k)], operands, attributes);
+    context.add(k, context.sum_to(x_bar, context.type(context.input(k)).shape, attributes.dtype));
+  }
+}
+
+void pull_back_pullback(const OpDef& op, PullbackContext& context) {
+  const ElementwiseDefs& d = defs(op.map.op);
+  const PullbackOperands operands(context, {context.cotangent()});
+  for (int k = 0; k < op.arity; ++k) {
+    if (!context.wants(k)) {
+      continue;
+    }
+    Attributes attributes;
+    attributes.dtype = context.cotangent_dtype(k);
+    const ValueId x_bar =
+        context.emit(d.second[std::size_t(op.map.wrt * op.arity + k)], operands, attributes);
+    context.add(k, context.sum_to(x_bar, context.type(context.input(k)).shape, attributes.dtype));
   }
 }
 

@@ -151,7 +151,7 @@ void pull_back_transpose(const OpDef&, PullbackContext& context) {
     for (int i = 0; i < rank; ++i) {
       inverse.offsets[std::size_t(context.attributes().offsets[std::size_t(i)])] = i;
     }
-    context.add(0, context.emit(ops::transpose(), {context.cotangent()}, std::move(inverse)));
+    context.add(0, context.emit(ops::transpose(), {context.cotangent()}, inverse));
   }
 }
 
@@ -195,7 +195,7 @@ void pull_back_slice(const OpDef&, PullbackContext& context) {
   if (context.wants(0)) {
     Attributes attributes = with_shape(context.type(context.input(0)).shape);
     attributes.offsets = context.attributes().offsets;
-    context.add(0, context.emit(ops::pad(), {context.cotangent()}, std::move(attributes)));
+    context.add(0, context.emit(ops::pad(), {context.cotangent()}, attributes));
   }
 }
 
@@ -228,7 +228,7 @@ void pull_back_pad(const OpDef&, PullbackContext& context) {
   if (context.wants(0)) {
     Attributes attributes = with_shape(context.type(context.input(0)).shape);
     attributes.offsets = context.attributes().offsets;
-    context.add(0, context.emit(ops::slice(), {context.cotangent()}, std::move(attributes)));
+    context.add(0, context.emit(ops::slice(), {context.cotangent()}, attributes));
   }
 }
 
@@ -274,11 +274,11 @@ void pull_back_concatenate(const OpDef&, PullbackContext& context) {
   const int axis = context.attributes().axis;
   std::int64_t begin = 0;
   for (int k = 0; k < context.input_count(); ++k) {
-    const Shape shape = context.type(context.input(k)).shape;  // emit moves values
+    const Shape& shape = context.type(context.input(k)).shape;
     if (context.wants(k)) {
       Attributes attributes = with_shape(shape);
       attributes.offsets[std::size_t(axis)] = begin;
-      context.add(k, context.emit(ops::slice(), {context.cotangent()}, std::move(attributes)));
+      context.add(k, context.emit(ops::slice(), {context.cotangent()}, attributes));
     }
     begin += shape[axis];
   }

@@ -106,7 +106,7 @@ void pull_back(const OpDef& op, PullbackContext& context) {
       transpose_lhs = !transpose_lhs;
       transpose_rhs = !transpose_rhs;
     }
-    const Shape shape = context.type(operand[k]).shape;
+    const Shape& shape = context.type(operand[k]).shape;
     const bool shared = shape.rank() < context.type(c_bar).shape.rank();
     if (shared && k == 1 && !t[0]) {  // sum over the batch inside one product: stack all rows
       const auto stacked = [&](ValueId id) {
@@ -118,7 +118,7 @@ void pull_back(const OpDef& op, PullbackContext& context) {
           count *= s[axis];
         }
         rows.shape = Shape{count, columns};
-        return context.emit(ops::reshape(), {id}, std::move(rows));
+        return context.emit(ops::reshape(), {id}, rows);
       };
       lhs = stacked(lhs);
       rhs = stacked(rhs);

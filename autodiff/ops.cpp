@@ -1,5 +1,7 @@
 #include "halftape/autodiff/ops.h"
 
+#include <array>
+
 #include "halftape/autodiff/op_list.h"
 #include "halftape/autodiff/recording.h"
 #include "halftape/core/check.h"
@@ -17,8 +19,8 @@ DType Argument::dtype_or(DType fallback) const {
   return var_ != nullptr ? var_->dtype() : tensor_ != nullptr ? tensor_->dtype() : fallback;
 }
 
-std::vector<Var> on_one_tape(std::string_view op,
-                             std::initializer_list<const Argument*> arguments) {
+void on_one_tape(std::string_view op, std::span<const Argument* const> arguments,
+                 std::span<Var> vars) {
   Tape* tape = nullptr;
   for (const Argument* argument : arguments) {
     if (argument->var() != nullptr && tape == nullptr) {
@@ -34,11 +36,9 @@ std::vector<Var> on_one_tape(std::string_view op,
     const DType dtype = argument->dtype_or(DType::boolean);
     number_dtype = number_dtype == DType::boolean ? dtype : number_dtype;
   }
-  std::vector<Var> vars;
-  for (const Argument* argument : arguments) {
-    vars.push_back(argument->on(*tape, number_dtype));
+  for (std::size_t k = 0; k < vars.size(); ++k) {
+    vars[k] = arguments[k]->on(*tape, number_dtype);
   }
-  return vars;
 }
 
 void require_one_dtype(std::string_view op, std::span<const Var> operands) {
@@ -73,9 +73,11 @@ Var unary(const Var& x) {
   return x.tape().record(ops::elementwise(scalar_op_index<Op>()), {x});
 }
 
-template <class Op>
-Var nary(std::initializer_list<const Argument*> arguments) {
-  const std::vector<Var> vars = on_one_tape(Op::name, arguments);
+template <class Op, class... Arguments>
+Var nary(const Arguments&... arguments) {
+  const Argument* const list[] = {&arguments...};
+  std::array<Var, sizeof...(Arguments)> vars;
+  on_one_tape(Op::name, list, vars);
   return vars[0].tape().record(ops::elementwise(scalar_op_index<Op>()), vars);
 }
 
@@ -89,7 +91,7 @@ Var reduction(const OpDef& op, const Var& x, std::initializer_list<int> axes, Ke
   if (axes.size() == 0) {
     attributes.axes = (1U << x.shape().rank()) - 1;
   }
-  return x.tape().record(op, {x}, std::move(attributes));
+  return x.tape().record(op, {x}, attributes);
 }
 
 }  // namespace
@@ -112,21 +114,21 @@ Var erf(const Var& x) { return unary<Erf>(x); }
 Var gelu(const Var& x) { return unary<Gelu>(x); }
 Var silu(const Var& x) { return unary<Silu>(x); }
 
-Var add(const Argument& a, const Argument& b) { return nary<Add>({&a, &b}); }
-Var sub(const Argument& a, const Argument& b) { return nary<Sub>({&a, &b}); }
-Var mul(const Argument& a, const Argument& b) { return nary<Mul>({&a, &b}); }
-Var div(const Argument& a, const Argument& b) { return nary<Div>({&a, &b}); }
-Var pow(const Argument& a, const Argument& b) { return nary<Pow>({&a, &b}); }
-Var max(const Argument& a, const Argument& b) { return nary<Max>({&a, &b}); }
-Var min(const Argument& a, const Argument& b) { return nary<Min>({&a, &b}); }
-Var less(const Argument& a, const Argument& b) { return nary<Less>({&a, &b}); }
-Var less_equal(const Argument& a, const Argument& b) { return nary<LessEqual>({&a, &b}); }
-Var greater(const Argument& a, const Argument& b) { return nary<Greater>({&a, &b}); }
-Var greater_equal(const Argument& a, const Argument& b) { return nary<GreaterEqual>({&a, &b}); }
-Var equal(const Argument& a, const Argument& b) { return nary<Equal>({&a, &b}); }
-Var not_equal(const Argument& a, const Argument& b) { return nary<NotEqual>({&a, &b}); }
+Var add(const Argument& a, const Argument& b) { return nary<Add>(a, b); }
+Var sub(const Argument& a, const Argument& b) { return nary<Sub>(a, b); }
+Var mul(const Argument& a, const Argument& b) { return nary<Mul>(a, b); }
+Var div(const Argument& a, const Argument& b) { return nary<Div>(a, b); }
+Var pow(const Argument& a, const Argument& b) { return nary<Pow>(a, b); }
+Var max(const Argument& a, const Argument& b) { return nary<Max>(a, b); }
+Var min(const Argument& a, const Argument& b) { return nary<Min>(a, b); }
+Var less(const Argument& a, const Argument& b) { return nary<Less>(a, b); }
+Var less_equal(const Argument& a, const Argument& b) { return nary<LessEqual>(a, b); }
+Var greater(const Argument& a, const Argument& b) { return nary<Greater>(a, b); }
+Var greater_equal(const Argument& a, const Argument& b) { return nary<GreaterEqual>(a, b); }
+Var equal(const Argument& a, const Argument& b) { return nary<Equal>(a, b); }
+Var not_equal(const Argument& a, const Argument& b) { return nary<NotEqual>(a, b); }
 Var clamp(const Argument& x, const Argument& low, const Argument& high) {
-  return nary<Clamp>({&x, &low, &high});
+  return nary<Clamp>(x, low, high);
 }
 
 Var where(const Var& condition, const Argument& a, const Argument& b) {
@@ -136,16 +138,18 @@ Var where(const Var& condition, const Argument& a, const Argument& b) {
         condition.dtype());
   }
   const Argument c(condition);
-  return nary<Where>({&c, &a, &b});
+  return nary<Where>(c, a, b);
 }
 
 Var matmul(const Argument& a, const Argument& b, Transpose transpose) {
-  const std::vector<Var> vars = on_one_tape("matmul", {&a, &b});
+  const Argument* const arguments[] = {&a, &b};
+  std::array<Var, 2> vars;
+  on_one_tape("matmul", arguments, vars);
   require_one_dtype("matmul", vars);
   Attributes attributes;
   attributes.dtype = vars[0].dtype();
   attributes.transpose = transpose;
-  return vars[0].tape().record(ops::matmul(), vars, std::move(attributes));
+  return vars[0].tape().record(ops::matmul(), vars, attributes);
 }
 
 Var sum(const Var& x, std::initializer_list<int> axes, KeepAxes keep) {
@@ -170,13 +174,13 @@ Var argmax(const Var& x, int axis) { return reduction(ops::argmax(), x, {axis}, 
 Var reshape(const Var& x, const Shape& shape) {
   Attributes attributes;
   attributes.shape = shape;
-  return x.tape().record(ops::reshape(), {x}, std::move(attributes));
+  return x.tape().record(ops::reshape(), {x}, attributes);
 }
 
 Var broadcast_to(const Var& x, const Shape& shape) {
   Attributes attributes;
   attributes.shape = shape;
-  return x.tape().record(ops::broadcast_to(), {x}, std::move(attributes));
+  return x.tape().record(ops::broadcast_to(), {x}, attributes);
 }
 
 Var transpose(const Var& x, std::initializer_list<int> order) {
@@ -191,7 +195,7 @@ Var transpose(const Var& x, std::initializer_list<int> order) {
     attributes.offsets[std::size_t(i)] =
         order.size() == 0 ? rank - 1 - i : normalize_axis("transpose", order.begin()[i], rank);
   }
-  return x.tape().record(ops::transpose(), {x}, std::move(attributes));
+  return x.tape().record(ops::transpose(), {x}, attributes);
 }
 
 Var slice(const Var& x, int axis, std::int64_t begin, std::int64_t end) {
@@ -204,7 +208,7 @@ Var slice(const Var& x, int axis, std::int64_t begin, std::int64_t end) {
   Attributes attributes;
   attributes.offsets[std::size_t(axis)] = begin;
   attributes.shape = x.shape().with(axis, end - begin);
-  return x.tape().record(ops::slice(), {x}, std::move(attributes));
+  return x.tape().record(ops::slice(), {x}, attributes);
 }
 
 Var pad(const Var& x, int axis, std::int64_t front, std::int64_t back) {
@@ -217,7 +221,7 @@ Var pad(const Var& x, int axis, std::int64_t front, std::int64_t back) {
   Attributes attributes;
   attributes.offsets[std::size_t(axis)] = front;
   attributes.shape = x.shape().with(axis, front + x.shape()[axis] + back);
-  return x.tape().record(ops::pad(), {x}, std::move(attributes));
+  return x.tape().record(ops::pad(), {x}, attributes);
 }
 
 Var concatenate(std::span<const Var> parts, int axis) {
@@ -227,7 +231,7 @@ Var concatenate(std::span<const Var> parts, int axis) {
   }
   Attributes attributes;
   attributes.axis = normalize_axis("concatenate", axis, parts[0].shape().rank());
-  return parts[0].tape().record(ops::concatenate(), parts, std::move(attributes));
+  return parts[0].tape().record(ops::concatenate(), parts, attributes);
 }
 
 Var concatenate(std::initializer_list<Var> parts, int axis) {
@@ -237,8 +241,7 @@ Var concatenate(std::initializer_list<Var> parts, int axis) {
 Var gather(const Var& x, const Argument& indices, int axis) {
   Attributes attributes;
   attributes.axis = normalize_axis("gather", axis, x.shape().rank());
-  return x.tape().record(ops::gather(), {x, indices.on(x.tape(), DType::i64)},
-                         std::move(attributes));
+  return x.tape().record(ops::gather(), {x, indices.on(x.tape(), DType::i64)}, attributes);
 }
 
 Var scatter_add(const Var& updates, const Argument& indices, int axis, const Shape& shape) {
@@ -246,8 +249,8 @@ Var scatter_add(const Var& updates, const Argument& indices, int axis, const Sha
   attributes.axis = normalize_axis("scatter_add", axis, shape.rank());
   attributes.shape = shape;
   attributes.dtype = updates.dtype();
-  return updates.tape().record(
-      ops::scatter_add(), {updates, indices.on(updates.tape(), DType::i64)}, std::move(attributes));
+  return updates.tape().record(ops::scatter_add(),
+                               {updates, indices.on(updates.tape(), DType::i64)}, attributes);
 }
 
 Var stop_gradient(const Var& x) { return x.tape().record(ops::stop_gradient(), {x}); }
@@ -255,7 +258,7 @@ Var stop_gradient(const Var& x) { return x.tape().record(ops::stop_gradient(), {
 Var cast(const Var& x, DType dtype) {
   Attributes attributes;
   attributes.dtype = dtype;
-  return x.tape().record(ops::cast(), {x}, std::move(attributes));
+  return x.tape().record(ops::cast(), {x}, attributes);
 }
 
 }  // namespace halftape

@@ -14,15 +14,15 @@ class Retyper {
 
   Program run() {
     for (const ValueId id : from_.inputs) {
-      ValueInfo info = from_.info(id);
-      if (info.role == Role::input && is_floating(info.type.dtype)) {
-        info.type.dtype = policy_.compute;
+      Type type = from_.type(id);
+      if (from_.role(id) == Role::input && is_floating(type.dtype)) {
+        type.dtype = policy_.compute;
       }
-      ids_[std::size_t(id)] = to_.add_input(info.type, info.role, info.name);
+      ids_[std::size_t(id)] = to_.add_input(type, from_.role(id), from_.name(id));
     }
     for (const Constant& constant : from_.constants) {
       ids_[std::size_t(constant.id)] =
-          to_.add_constant(constant.value, from_.info(constant.id).name, constant.watch);
+          to_.add_constant(constant.value, from_.name(constant.id), constant.watch);
     }
     for (const Instruction& instruction : from_.instructions) {
       retype(instruction);
@@ -40,7 +40,7 @@ class Retyper {
     return found == policy_.overrides.end() ? op.precision : found->second;
   }
 
-  bool meets_input(ValueId id) const { return to_.info(id).dependence & depends_on::input; }
+  bool meets_input(ValueId id) const { return to_.dependence(id) & depends_on::input; }
 
   // The dtype an instruction's floating operands take.
   DType operand_dtype(const OpDef& op, std::span<const ValueId> operands) const {
@@ -89,7 +89,7 @@ class Retyper {
       attributes.dtype = dtype;
     }
     attributes.matmul_mode = policy_.matmul;
-    const ValueId first = to_.emit(op, operands, std::move(attributes));
+    const ValueId first = to_.emit(op, operands, attributes);
     const auto outputs = from_.outputs_of(instruction);
     for (std::size_t k = 0; k < outputs.size(); ++k) {
       ids_[std::size_t(outputs[k])] = first + ValueId(k);
@@ -105,7 +105,7 @@ class Retyper {
     if (is_new) {
       Attributes attributes;
       attributes.dtype = dtype;
-      found->second = to_.emit(ops::cast(), {id}, std::move(attributes));
+      found->second = to_.emit(ops::cast(), {id}, attributes);
     }
     return found->second;
   }

@@ -61,12 +61,12 @@ ValueId with_kept_axes(PullbackContext& context, ValueId id) {
   attributes.shape = reduced(context.type(context.input(0)).shape, context.attributes().axes, true);
   return context.type(id).shape == attributes.shape
              ? id
-             : context.emit(ops::reshape(), {id}, std::move(attributes));
+             : context.emit(ops::reshape(), {id}, attributes);
 }
 ValueId spread(PullbackContext& context, ValueId id) {
   Attributes attributes;
   attributes.shape = context.type(context.input(0)).shape;
-  return context.emit(ops::broadcast_to(), {id}, std::move(attributes));
+  return context.emit(ops::broadcast_to(), {id}, attributes);
 }
 
 void pull_back_sum(const OpDef&, PullbackContext& context) {
@@ -195,7 +195,7 @@ void pull_back_gather(const OpDef&, PullbackContext& context) {
     attributes.shape = context.type(context.input(0)).shape;
     attributes.dtype = context.cotangent_dtype(0);
     context.add(0, context.emit(ops::scatter_add(), {context.cotangent(), context.input(1)},
-                                std::move(attributes)));
+                                attributes));
   }
 }
 
@@ -223,7 +223,7 @@ void pull_back_scatter_add(const OpDef&, PullbackContext& context) {
     Attributes attributes;
     attributes.axis = context.attributes().axis;
     context.add(0, context.emit(ops::gather(), {context.cotangent(), context.input(1)},
-                                std::move(attributes)));
+                                attributes));
   }
 }
 

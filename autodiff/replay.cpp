@@ -14,16 +14,16 @@ Replay::Replay(std::shared_ptr<const Program> program)
 }
 
 void Replay::set(ValueId input, const Tensor& value) {
-  const ValueInfo& info = program_->info(input);
-  if (value.shape() != info.type.shape) {
+  const Type& type = program_->type(input);
+  if (value.shape() != type.shape) {
     throw_error<ShapeError>(
         "replay: input '{}' has shape {}, recorded as {}. Fix: record again for the new shape.",
-        info.name, value.shape(), info.type.shape);
+        program_->name(input), value.shape(), type.shape);
   }
-  if (value.dtype() != info.type.dtype) {
+  if (value.dtype() != type.dtype) {
     throw_error<DTypeError>(
-        "replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).", info.name,
-        value.dtype(), info.type.dtype, info.type.dtype);
+        "replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).", program_->name(input),
+        value.dtype(), type.dtype, type.dtype);
   }
   values_[std::size_t(input)] = value;
 }
@@ -45,12 +45,12 @@ void Replay::run(Dependence changed) {
       if (!values_[std::size_t(id)].defined()) {
         throw_error<ValueError>(
             "replay: input '{}' has no value. Fix: set() every input before the first run.",
-            program_->info(id).name);
+            program_->name(id));
       }
     }
   }
   const auto stale = [&](const Instruction& i) {
-    return !has_run_ || (program_->info(program_->outputs_of(i)[0]).dependence & changed) != 0;
+    return !has_run_ || (program_->dependence(program_->outputs_of(i)[0]) & changed) != 0;
   };
   for (const Instruction& instruction : program_->instructions) {
     if (instruction.op->alias && stale(instruction)) {

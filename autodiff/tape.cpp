@@ -18,17 +18,19 @@ class Recording {
         tensors_(values),
         values_(program.values.size()),
         operands_(program.operands.size()),
-        attributes_(program.attributes.size()),
         instructions_(program.instructions.size()),
-        constants_(program.constants.size()) {}
+        constants_(program.constants.size()),
+        types_(program.types.size()),
+        attributes_(program.attributes.size()) {}
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
   ~Recording() {
     if (!kept_) {
       cut(program_.values, values_);
       cut(program_.operands, operands_);
-      cut(program_.attributes, attributes_);
       cut(program_.instructions, instructions_);
+      program_.types.cut(types_);
+      program_.attributes.cut(attributes_);
       cut(program_.constants, constants_);
       cut(tensors_, values_);
     }
@@ -36,13 +38,14 @@ class Recording {
   void keep() { kept_ = true; }
 
  private:
-  template <class T>
-  static void cut(std::vector<T>& v, std::size_t size) {
+  template <class V>
+  static void cut(V& v, std::size_t size) {
     v.erase(v.begin() + std::ptrdiff_t(std::min(size, v.size())), v.end());
   }
   Program& program_;
   std::vector<Tensor>& tensors_;
-  std::size_t values_, operands_, attributes_, instructions_, constants_;
+  std::size_t values_, operands_, instructions_, constants_;
+  std::int32_t types_, attributes_;
   bool kept_ = false;
 };
 
@@ -63,7 +66,7 @@ void Parameter::set_value(const Tensor& value) {
 }
 
 DType Var::dtype() const { return tape().program().type(id_).dtype; }
-Shape Var::shape() const { return tape().program().type(id_).shape; }
+const Shape& Var::shape() const { return tape().program().type(id_).shape; }
 const Tensor& Var::value() const { return tape().value(*this); }
 
 Tape& Var::tape() const {
@@ -127,14 +130,13 @@ Var Tape::leaf(const Tensor& value, std::string name, Role role) {
         "leaf: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
   }
   const ValueId id = program_.add_input({value.dtype(), value.shape()}, role, std::move(name));
-  values_.push_back(value);
+  hold(id, value);
   leaves_.push_back(id);
   return var(id);
 }
 
 Var Tape::leaf(const Type& type, std::string name, Role role) {
   const ValueId id = program_.add_input(type, role, std::move(name));
-  values_.emplace_back();
   leaves_.push_back(id);
   return var(id);
 }
@@ -156,59 +158,105 @@ Var Tape::constant(const Tensor& value, std::string name) {
         "constant: tensor '{}' is undefined. Fix: make it with Tensor::empty, full or from.", name);
   }
   const ValueId id = program_.add_constant(value, std::move(name), value.watch());
-  values_.push_back(value);
+  if (executes()) {
+    hold(id, value);
+  }
   return var(id);
 }
 
 Var Tape::constant(double value, DType dtype) {
-  const ValueId id = program_.add_constant(Tensor::scalar(value, dtype), {});
-  values_.push_back(program_.constants.back().value);
+  const Tensor scalar = Tensor::scalar(value, dtype);
+  const ValueId id = program_.add_constant(scalar, {});
+  if (executes()) {
+    hold(id, scalar);
+  }
   return var(id);
 }
 
-void Tape::execute_from(std::size_t first_instruction) {
-  values_.resize(program_.values.size());
-  for (const Constant& constant : program_.constants) {
-    if (!values_[std::size_t(constant.id)].defined()) {
-      values_[std::size_t(constant.id)] = constant.value;
-    }
+void Tape::hold(ValueId id, const Tensor& value) {
+  if (std::size_t(id) >= values_.size()) {
+    values_.resize(std::size_t(id) + 1);
   }
-  if (execute_ == Execute::yes) {
+  values_[std::size_t(id)] = value;
+}
+
+// Values of constants that pullbacks have added.
+void Tape::hold_new_constants() {
+  values_.resize(program_.values.size());
+  for (std::size_t c = program_.constants.size(); c-- > 0;) {
+    Tensor& value = values_[std::size_t(program_.constants[c].id)];
+    if (value.defined()) {
+      break;
+    }
+    value = program_.constants[c].value;
+  }
+}
+
+void Tape::execute_from(std::size_t first_instruction) {
+  if (executes()) {
+    hold_new_constants();
     for (std::size_t i = first_instruction; i < program_.instructions.size(); ++i) {
       execute(program_, program_.instructions[i], values_);
     }
   }
 }
 
-std::vector<Var> Tape::record_all(const OpDef& op, std::span<const Var> inputs,
-                                  Attributes attributes) {
-  std::vector<ValueId> ids;
+void Tape::execute_and_free(std::size_t first_instruction, ValueId first_value,
+                            std::span<const ValueId> keep) {
+  hold_new_constants();
+  const auto place = [&](ValueId id) { return std::size_t(id - first_value); };
+  std::vector<std::size_t> last_use(program_.values.size() - std::size_t(first_value));
+  const auto note_use = [&](std::span<const ValueId> ids, std::size_t by) {
+    for (const ValueId id : ids) {
+      if (id >= first_value) {
+        last_use[place(id)] = by;
+      }
+    }
+  };
+  const List<Instruction>& instructions = program_.instructions;
+  for (std::size_t i = first_instruction; i < instructions.size(); ++i) {
+    note_use(program_.inputs_of(instructions[i]), i);
+  }
+  note_use(keep, instructions.size());
+  for (std::size_t i = first_instruction; i < instructions.size(); ++i) {
+    execute(program_, instructions[i], values_);
+    for (const ValueId id : program_.inputs_of(instructions[i])) {
+      if (id >= first_value && last_use[place(id)] == i) {
+        values_[std::size_t(id)] = Tensor();
+      }
+    }
+  }
+}
+
+ValueId Tape::append(const OpDef& op, std::span<const Var> inputs, const Attributes& attributes) {
+  operands_.clear();
   for (const Var& input : inputs) {
-    ids.push_back(id_of(op.name.data(), input));
-    if (values_[std::size_t(ids.back())].device() != values_[std::size_t(ids[0])].device()) {
+    operands_.push_back(id_of(op.name.data(), input));
+    const Device first = value(operands_[0]).device(), own = value(operands_.back()).device();
+    if (own != first) {
       throw_error<DeviceError>(
           "{}: operand 0 is on {}, operand {} on {}; copies are never implicit. Fix: to(x, "
           "device).",
-          op.name, values_[std::size_t(ids[0])].device().text(), ids.size() - 1,
-          values_[std::size_t(ids.back())].device().text());
+          op.name, first.text(), operands_.size() - 1, own.text());
     }
   }
   Recording recording(program_, values_);
-  const ValueId first = program_.emit(op, ids, std::move(attributes));
-  values_.resize(program_.values.size());
-  if (execute_ == Execute::yes) {
+  const ValueId result = program_.emit(op, operands_, attributes);
+  if (executes()) {
+    values_.resize(program_.values.size());
     execute(program_, program_.instructions.back(), values_);
   }
   recording.keep();
+  return result;
+}
+
+std::vector<Var> Tape::record_all(const OpDef& op, std::span<const Var> inputs,
+                                  const Attributes& attributes) {
   std::vector<Var> results;
-  for (ValueId id = first; id < ValueId(program_.values.size()); ++id) {
+  for (ValueId id = append(op, inputs, attributes); id < ValueId(program_.values.size()); ++id) {
     results.push_back(var(id));
   }
   return results;
-}
-
-Var Tape::record(const OpDef& op, std::span<const Var> inputs, Attributes attributes) {
-  return record_all(op, inputs, std::move(attributes))[0];
 }
 
 Gradients Tape::backward(const Var& loss) {
@@ -221,8 +269,8 @@ Gradients Tape::backward(const Var& loss) {
         "shape.",
         type.shape);
   }
-  const Tensor seed = Tensor::full(type.shape, 1.0, cotangent_dtype(program_.info(id)),
-                                   values_[std::size_t(id)].device());
+  const Tensor seed =
+      Tensor::full(type.shape, 1.0, cotangent_dtype(program_, id), value(id).device());
   return backward({&loss, 1}, {&seed, 1});
 }
 
@@ -239,59 +287,34 @@ Gradients Tape::backward(std::span<const Var> outputs, std::span<const Tensor> s
   for (const Var& output : outputs) {
     output_ids.push_back(id_of("backward", output));
   }
-  const Derivative derivative = differentiate(program_, output_ids, leaves_);
-  const Program& program = derivative.program;
-
-  std::vector<Tensor> values = values_;
-  values.resize(program.values.size());
+  // The reverse sweep is recorded behind the program and taken back when it has run.
+  const Recording sweep(program_, values_);
+  const auto first_value = ValueId(program_.values.size());
+  const std::size_t first_instruction = program_.instructions.size();
+  std::vector<ValueId> seed_ids;
   for (std::size_t k = 0; k < seeds.size(); ++k) {
-    const Type& need = program.type(derivative.seeds[k]);
-    if (seeds[k].shape() != need.shape) {
+    const Shape& need = program_.type(output_ids[k]).shape;
+    if (seeds[k].shape() != need) {
       throw_error<ShapeError>(
           "backward: seed {} has shape {}, its output {}. Fix: pass a seed of that shape.", k,
-          seeds[k].shape(), need.shape);
+          seeds[k].shape(), need);
     }
-    values[std::size_t(derivative.seeds[k])] = seeds[k].to(need.dtype);
+    const DType dtype = cotangent_dtype(program_, output_ids[k]);
+    seed_ids.push_back(program_.add_constant(seeds[k].to(dtype), {}));
   }
-  for (const Constant& constant : program.constants) {
-    if (!values[std::size_t(constant.id)].defined()) {
-      values[std::size_t(constant.id)] = constant.value;
-    }
-  }
-  // Values of the recorded program are there; only the reverse sweep runs, and frees as it goes.
-  std::vector<std::int32_t> last_use(program.values.size(), -1);
-  for (std::size_t i = 0; i < program.instructions.size(); ++i) {
-    for (const ValueId id : program.inputs_of(program.instructions[i])) {
-      last_use[std::size_t(id)] = std::int32_t(i);
-    }
-  }
-  for (const ValueId id : derivative.cotangents) {
-    if (id != no_value) {
-      last_use[std::size_t(id)] = std::int32_t(program.instructions.size());
-    }
-  }
-  for (std::size_t i = 0; i < program.instructions.size(); ++i) {
-    const Instruction& instruction = program.instructions[i];
-    if (std::size_t(program.outputs_of(instruction)[0]) < values_.size()) {
-      continue;
-    }
-    execute(program, instruction, values);
-    for (const ValueId id : program.inputs_of(instruction)) {
-      if (last_use[std::size_t(id)] == std::int32_t(i)) {
-        values[std::size_t(id)] = Tensor();
-      }
-    }
-  }
+  const std::vector<ValueId> cotangents = append_pullback(program_, output_ids, seed_ids, leaves_);
+  execute_and_free(first_instruction, first_value, cotangents);
   Gradients result;
   result.tape_ = this;
   result.generation_ = generation_;
   for (std::size_t k = 0; k < leaves_.size(); ++k) {
-    const ValueId id = derivative.cotangents[k];
-    const ValueInfo& leaf = program_.info(leaves_[k]);
+    const ValueId id = cotangents[k];
+    const Type& leaf = program_.type(leaves_[k]);
     if (id != no_value) {
-      result.by_leaf_[leaves_[k]] = values[std::size_t(id)];
-    } else if (is_floating(leaf.type.dtype)) {
-      result.by_leaf_[leaves_[k]] = Tensor::zeros(leaf.type.shape, cotangent_dtype(leaf));
+      result.by_leaf_[leaves_[k]] = values_[std::size_t(id)];
+    } else if (is_floating(leaf.dtype)) {
+      result.by_leaf_[leaves_[k]] =
+          Tensor::zeros(leaf.shape, cotangent_dtype(program_, leaves_[k]));
     }
   }
   for (const auto& [parameter, id] : parameters_) {
@@ -322,11 +345,11 @@ std::vector<Var> Tape::gradient(std::span<const Var> outputs, std::span<const Va
   const std::size_t first = program_.instructions.size();
   Recording recording(program_, values_);
   for (std::size_t k = 0; k < seed_ids.size(); ++k) {
-    const DType dtype = cotangent_dtype(program_.info(output_ids[k]));
+    const DType dtype = cotangent_dtype(program_, output_ids[k]);
     if (program_.type(seed_ids[k]).dtype != dtype) {
       Attributes attributes;
       attributes.dtype = dtype;
-      seed_ids[k] = program_.emit(ops::cast(), {seed_ids[k]}, std::move(attributes));
+      seed_ids[k] = program_.emit(ops::cast(), {seed_ids[k]}, attributes);
     }
   }
   const std::vector<ValueId> cotangents = append_pullback(program_, output_ids, seed_ids, wrt_ids);
@@ -334,10 +357,10 @@ std::vector<Var> Tape::gradient(std::span<const Var> outputs, std::span<const Va
   recording.keep();
   std::vector<Var> result;
   for (std::size_t k = 0; k < wrt_ids.size(); ++k) {
-    const ValueInfo& info = program_.info(wrt_ids[k]);
     result.push_back(cotangents[k] != no_value
                          ? var(cotangents[k])
-                         : constant(Tensor::zeros(info.type.shape, cotangent_dtype(info))));
+                         : constant(Tensor::zeros(program_.type(wrt_ids[k]).shape,
+                                                  cotangent_dtype(program_, wrt_ids[k]))));
   }
   return result;
 }
@@ -350,7 +373,7 @@ std::vector<Var> Tape::gradient(const Var& output, std::span<const Var> wrt) {
         "shape.",
         output.shape());
   }
-  const DType dtype = cotangent_dtype(program_.info(id_of("gradient", output)));
+  const DType dtype = cotangent_dtype(program_, id_of("gradient", output));
   const Var seed = constant(Tensor::full(output.shape(), 1.0, dtype));
   return gradient({&output, 1}, {&seed, 1}, wrt);
 }
@@ -363,8 +386,18 @@ void Tape::clear() {
   ++generation_;
 }
 
+const Tensor& Tape::value(ValueId id) const {
+  if (std::size_t(id) < values_.size() && values_[std::size_t(id)].defined()) {
+    return values_[std::size_t(id)];
+  }
+  static const Tensor unknown;
+  const auto found = std::lower_bound(program_.constants.begin(), program_.constants.end(), id,
+                                      [](const Constant& c, ValueId x) { return c.id < x; });
+  return found != program_.constants.end() && found->id == id ? found->value : unknown;
+}
+
 const Tensor& Tape::value(const Var& var) const {
-  const Tensor& value = values_[std::size_t(id_of("value", var))];
+  const Tensor& value = this->value(id_of("value", var));
   if (!value.defined()) {
     throw_error<ValueError>(
         "value: %{} has no value yet, a velocity is being recorded for replay. Fix: set retrace = "

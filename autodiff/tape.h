@@ -20,13 +20,13 @@ namespace halftape {
 
 class Tape;
 
-// A value on a tape. Valid while its tape lives and has not been cleared.
+// A value on a tape. Valid while its tape lives and has not been cleared, as is its shape.
 class Var {
  public:
   Var() = default;
 
   DType dtype() const;
-  Shape shape() const;  // by value: recording moves what a tape holds
+  const Shape& shape() const;
   // The recorded value. Throws ValueError while a velocity is being recorded for later replay: its
   // values are not known then (retrace = every_call makes them known).
   const Tensor& value() const;
@@ -79,13 +79,17 @@ class Tape {
   Var constant(double value, DType dtype);
 
   // Records one instruction (and executes it). Ops call this; see ops.h.
-  Var record(const OpDef& op, std::span<const Var> inputs, Attributes attributes = {});
-  Var record(const OpDef& op, std::initializer_list<Var> inputs, Attributes attributes = {}) {
-    return record(op, std::span<const Var>(inputs.begin(), inputs.size()), std::move(attributes));
+  Var record(const OpDef& op, std::span<const Var> inputs,
+             const Attributes& attributes = no_attributes) {
+    return var(append(op, inputs, attributes));
+  }
+  Var record(const OpDef& op, std::initializer_list<Var> inputs,
+             const Attributes& attributes = no_attributes) {
+    return record(op, std::span<const Var>(inputs.begin(), inputs.size()), attributes);
   }
   // The same for an op with several results.
   std::vector<Var> record_all(const OpDef& op, std::span<const Var> inputs,
-                              Attributes attributes = {});
+                              const Attributes& attributes = no_attributes);
 
   // Gradients of a scalar with respect to every leaf and parameter: differentiate + replay.
   Gradients backward(const Var& loss);
@@ -103,17 +107,24 @@ class Tape {
   void clear();  // forgets everything; Vars recorded before are stale
 
   const Tensor& value(const Var& var) const;
-  const Tensor& value(ValueId id) const { return values_.at(std::size_t(id)); }
+  const Tensor& value(ValueId id) const;  // undefined where it is not known
   bool executes() const { return execute_ == Execute::yes; }
 
  private:
   friend class Var;
   Var var(ValueId id) { return Var(this, id, generation_); }
   ValueId id_of(const char* op, const Var& var) const;  // checks tape and generation
+  ValueId append(const OpDef& op, std::span<const Var> inputs, const Attributes& attributes);
   void execute_from(std::size_t first_instruction);
+  // The same, freeing each value from first_value on that is not kept after its last use.
+  void execute_and_free(std::size_t first_instruction, ValueId first_value,
+                        std::span<const ValueId> keep);
+  void hold_new_constants();
+  void hold(ValueId id, const Tensor& value);
 
   Program program_;
-  std::vector<Tensor> values_;
+  std::vector<Tensor> values_;     // by id; a tape of shapes only holds those of its leaves
+  std::vector<ValueId> operands_;  // of the instruction being recorded
   std::vector<std::pair<Parameter, ValueId>> parameters_;
   std::vector<ValueId> leaves_;
   Execute execute_;

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
 
 #include "halftape/core/device.h"
 
@@ -21,7 +24,7 @@ void reset_peak_memory(Device device = Device::cpu());
 // An allocation that would exceed `bytes` live bytes throws MemoryError; 0 means no limit.
 void set_memory_limit(std::int64_t bytes, Device device = Device::cpu());
 
-// One allocation, freed by the last owner.
+// One allocation, aligned to 64 bytes.
 class Buffer {
  public:
   // Throws MemoryError with the bytes asked for and the bytes live.
@@ -35,10 +38,72 @@ class Buffer {
   Device device() const { return device_; }
 
  private:
+  friend class SharedBuffer;
+  // Small buffers of the CPU are one block of memory: the Buffer, then room for the data.
+  struct Room {
+    std::size_t bytes;
+  };
+  Buffer(std::int64_t bytes, Room);
+  static void* operator new(std::size_t size) { return ::operator new(size); }
+  static void* operator new(std::size_t size, Room room) {
+    return ::operator new(size + room.bytes);
+  }
+  static void operator delete(void* block) { ::operator delete(block); }
+  static void operator delete(void* block, Room) { ::operator delete(block); }
+
   void* data_ = nullptr;
   std::int64_t bytes_;
   Device device_;
+  bool has_room_ = false;
+  std::atomic<int> owners_{1};
 };
+
+// A Buffer freed by its last owner.
+class SharedBuffer {
+ public:
+  SharedBuffer() = default;
+  SharedBuffer(std::int64_t bytes, Device device);
+  SharedBuffer(const SharedBuffer& other) : buffer_(other.buffer_) {
+    if (buffer_ != nullptr) {
+      buffer_->owners_.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+  SharedBuffer(SharedBuffer&& other) noexcept : buffer_(std::exchange(other.buffer_, nullptr)) {}
+  SharedBuffer& operator=(SharedBuffer other) noexcept {
+    std::swap(buffer_, other.buffer_);
+    return *this;
+  }
+  ~SharedBuffer() {
+    if (buffer_ != nullptr && (!shared() || buffer_->owners_.fetch_sub(1) == 1)) {
+      delete buffer_;
+    }
+  }
+  explicit operator bool() const { return buffer_ != nullptr; }
+  const Buffer* operator->() const { return buffer_; }
+  bool shared() const {
+    return buffer_ != nullptr && buffer_->owners_.load(std::memory_order_acquire) > 1;
+  }
+
+ private:
+  Buffer* buffer_ = nullptr;
+};
+
+// The memory of lists that may grow long: large lists lie on large pages, as large tensors do, so
+// that recording a long program is not a series of page faults. Not counted.
+void* allocate_list(std::size_t bytes);
+void free_list(void* list, std::size_t bytes) noexcept;
+template <class T>
+struct ListMemory {
+  using value_type = T;
+  ListMemory() = default;
+  template <class U>
+  ListMemory(const ListMemory<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(allocate_list(n * sizeof(T))); }
+  void deallocate(T* list, std::size_t n) noexcept { free_list(list, n * sizeof(T)); }
+  friend bool operator==(ListMemory, ListMemory) { return true; }
+};
+template <class T>
+using List = std::vector<T, ListMemory<T>>;
 
 // Counts the writes made through one Tensor variable, so that a tape that captured the variable
 // can tell whether it has been changed since. A copy is another variable and starts uncounted.
@@ -48,7 +113,8 @@ class WriteStamp {
 
   WriteStamp() = default;
   WriteStamp(const WriteStamp&) {}
-  WriteStamp(WriteStamp&& other) noexcept : cell_(other.cell_.exchange(nullptr)) {}
+  WriteStamp(WriteStamp&& other) noexcept
+      : cell_(other.cell_.load() == nullptr ? nullptr : other.cell_.exchange(nullptr)) {}
   WriteStamp& operator=(const WriteStamp&) { return bump(), *this; }
   WriteStamp& operator=(WriteStamp&&) noexcept { return bump(), *this; }
   ~WriteStamp() { release(cell_.load()); }

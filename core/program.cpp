@@ -1,6 +1,8 @@
 #include "halftape/core/program.h"
 
+#include <algorithm>
 #include <array>
+#include <bit>
 
 #include "halftape/core/check.h"
 
@@ -12,50 +14,123 @@ std::string_view name(Role role) {
   return names[std::size_t(role)];
 }
 
+namespace {
+
+std::size_t mixed(std::size_t h, std::size_t x) { return (h ^ x) * 0x9e3779b97f4a7c15U; }
+std::size_t folded(std::size_t h) { return h ^ h >> 32; }  // the high bits are the mixed ones
+
+std::size_t mixed(std::size_t h, const Shape& shape) {
+  h = mixed(h, std::size_t(shape.rank()));
+  for (const std::int64_t size : shape.sizes()) {
+    h = mixed(h, std::size_t(size));
+  }
+  return h;
+}
+
+}  // namespace
+
+std::size_t hash(const Type& type) { return folded(mixed(std::size_t(type.dtype), type.shape)); }
+
+std::size_t hash(const Attributes& a) {
+  std::size_t h = mixed(std::size_t(a.dtype) << 32 | a.axes, a.shape);
+  for (std::size_t k = 0; k < a.offsets.size(); ++k) {
+    h += std::size_t(a.offsets[k]) * (2 * k + 0x9e3779b97f4a7c15U);
+  }
+  return folded(mixed(h, std::size_t(a.axis) << 32 ^ std::size_t(a.transpose) ^
+                             reinterpret_cast<std::uintptr_t>(a.payload.get())));
+}
+
+const std::string& Program::name(ValueId id) const {
+  static const std::string none;
+  const auto found = std::lower_bound(names.begin(), names.end(), id,
+                                      [](const auto& named, ValueId x) { return named.first < x; });
+  return found != names.end() && found->first == id ? found->second : none;
+}
+
+ValueId Program::add_value(const Type& type, Role role, Dependence dependence, std::string name) {
+  const auto id = ValueId(values.size());
+  values.push_back({types.add(type), role, dependence});
+  if (!name.empty()) {
+    names.emplace_back(id, std::move(name));
+  }
+  return id;
+}
+
 ValueId Program::add_input(const Type& type, Role role, std::string name) {
   constexpr std::array<Dependence, 6> by_role{depends_on::nothing,   depends_on::input,
                                               depends_on::parameter, depends_on::time,
                                               depends_on::nothing,   depends_on::cotangent};
-  values.push_back({type, role, by_role[std::size_t(role)], std::move(name)});
-  const ValueId id = ValueId(values.size()) - 1;
-  inputs.push_back(id);
-  return id;
+  inputs.push_back(add_value(type, role, by_role[std::size_t(role)], std::move(name)));
+  return inputs.back();
 }
 
 ValueId Program::add_constant(const Tensor& value, std::string name, WriteStamp::Watch watch) {
-  values.push_back(
-      {{value.dtype(), value.shape()}, Role::constant, depends_on::nothing, std::move(name)});
-  const ValueId id = ValueId(values.size()) - 1;
+  const ValueId id = add_value({value.dtype(), value.shape()}, Role::constant, depends_on::nothing,
+                               std::move(name));
   constants.push_back({id, value, std::move(watch)});
   return id;
 }
 
-ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, Attributes given) {
+ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attributes& given) {
   if (op.arity >= 0 && in.size() != std::size_t(op.arity)) {
     throw_error<ValueError>("{}: {} operands, need {}. Fix: pass that many.", op.name, in.size(),
                             op.arity);
   }
-  thread_local std::vector<Type> types;
-  thread_local std::vector<Type> results;
-  types.clear();
-  results.clear();
+  if (attributes.size() == 0) {
+    attributes.add(no_attributes);
+  }
+  const std::int32_t own_attributes = &given == &no_attributes ? 0 : attributes.add(given);
   Dependence dependence = depends_on::nothing;
+  std::size_t h = reinterpret_cast<std::uintptr_t>(&op) ^ std::size_t(own_attributes);
   for (const ValueId id : in) {
-    types.push_back(type(id));
-    dependence |= info(id).dependence;
+    const ValueInfo& value = values[std::size_t(id)];
+    dependence |= value.dependence;
+    h = std::rotl(h, 9) ^ std::size_t(value.type);
   }
-  op.infer(op, types, given, results);
+  constexpr int pair_bits = 7;
+  alike_.resize(std::size_t(2) << pair_bits, -1);
+  std::int32_t* const alike = &alike_[2 * (mixed(h, 0) >> (64 - pair_bits))];  // two to look at
+  const auto is_alike = [&](std::int32_t index) {
+    if (std::size_t(index) >= instructions.size()) {
+      return false;
+    }
+    const Instruction& other = instructions[std::size_t(index)];
+    const ValueId* others = operands.data() + other.first_operand;
+    bool same = other.op == &op && other.attributes == own_attributes &&
+                std::size_t(other.input_count) == in.size();
+    for (std::size_t k = 0; same && k < in.size(); ++k) {
+      same = values[std::size_t(others[k])].type == values[std::size_t(in[k])].type;
+    }
+    return same;
+  };
 
-  const auto first_operand = std::int32_t(operands.size());
-  operands.insert(operands.end(), in.begin(), in.end());
   const auto first_output = ValueId(values.size());
-  for (const Type& result : results) {
-    operands.push_back(ValueId(values.size()));
-    values.push_back({result, Role::intermediate, dependence, {}});
+  const bool first_is = is_alike(alike[0]);
+  if (first_is || is_alike(alike[1])) {
+    for (const ValueId out : outputs_of(instructions[std::size_t(alike[first_is ? 0 : 1])])) {
+      values.emplace_back(values[std::size_t(out)].type, Role::intermediate, dependence);
+    }
+  } else {
+    std::vector<Type> given_types, results;
+    for (const ValueId id : in) {
+      given_types.push_back(type(id));
+    }
+    op.infer(op, given_types, given, results);
+    for (const Type& result : results) {
+      values.emplace_back(types.add(result), Role::intermediate, dependence);
+    }
+    alike[1] = std::exchange(alike[0], std::int32_t(instructions.size()));
   }
-  attributes.push_back(std::move(given));
-  instructions.push_back({&op, first_operand, std::int16_t(in.size()), std::int16_t(results.size()),
-                          std::int32_t(attributes.size()) - 1});
+  // Built where it stays: a copy would wait for its parts to be written.
+  instructions.emplace_back(&op, std::int32_t(operands.size()), own_attributes,
+                            std::int16_t(in.size()),
+                            std::int16_t(values.size() - std::size_t(first_output)));
+  for (const ValueId id : in) {
+    operands.push_back(id);
+  }
+  for (ValueId out = first_output; out < ValueId(values.size()); ++out) {
+    operands.push_back(out);
+  }
   return first_output;
 }
 
@@ -102,8 +177,8 @@ void require_unchanged_constants(const Program& program) {
 namespace {
 
 std::string label(const Program& program, ValueId id) {
-  const ValueInfo& value = program.info(id);
-  return value.name.empty() ? fmt::format("%{}", id) : fmt::format("%{}:{}", id, value.name);
+  const std::string& name = program.name(id);
+  return name.empty() ? fmt::format("%{}", id) : fmt::format("%{}:{}", id, name);
 }
 
 std::string constant_text(const Program& program, ValueId id) {
@@ -127,11 +202,11 @@ std::string labels(const Program& program, std::span<const ValueId> ids) {
 
 std::string print(const Program& program) {
   std::string text;
-  for (std::size_t v = 0; v < program.values.size(); ++v) {
-    const ValueInfo& value = program.values[v];
-    if (value.role != Role::intermediate) {
-      text += fmt::format("{:<44} {} {} {}{}\n", label(program, ValueId(v)), value.type.dtype,
-                          value.type.shape, name(value.role), constant_text(program, ValueId(v)));
+  for (ValueId id = 0; id < ValueId(program.values.size()); ++id) {
+    if (program.role(id) != Role::intermediate) {
+      const Type& type = program.type(id);
+      text += fmt::format("{:<44} {} {} {}{}\n", label(program, id), type.dtype, type.shape,
+                          name(program.role(id)), constant_text(program, id));
     }
   }
   for (const Instruction& instruction : program.instructions) {
@@ -162,20 +237,20 @@ std::string escaped(std::string_view text) {  // for a quoted Graphviz string
 
 std::string graphviz(const Program& program) {
   std::string text = "digraph tape {\n  rankdir=LR;\n  node [shape=box, fontname=\"monospace\"];\n";
-  for (std::size_t v = 0; v < program.values.size(); ++v) {
-    const ValueInfo& value = program.values[v];
-    if (value.role != Role::intermediate) {
-      text += fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n",
-                          v, escaped(label(program, ValueId(v))), value.type.dtype,
-                          value.type.shape, name(value.role));
+  for (ValueId id = 0; id < ValueId(program.values.size()); ++id) {
+    if (program.role(id) != Role::intermediate) {
+      const Type& type = program.type(id);
+      text +=
+          fmt::format("  v{} [style=filled, fillcolor=lightgrey, label=\"{}\\n{} {}\\n{}\"];\n", id,
+                      escaped(label(program, id)), type.dtype, type.shape, name(program.role(id)));
     }
   }
   for (const Instruction& instruction : program.instructions) {
     for (const ValueId out : program.outputs_of(instruction)) {
-      const ValueInfo& value = program.info(out);
+      const Type& type = program.type(out);
       text +=
           fmt::format("  v{} [label=\"{} {}\\n{} {}\\n{}\"];\n", out, escaped(label(program, out)),
-                      instruction.op->name, value.type.dtype, value.type.shape, name(value.role));
+                      instruction.op->name, type.dtype, type.shape, name(program.role(out)));
       for (const ValueId in : program.inputs_of(instruction)) {
         text += fmt::format("  v{} -> v{};\n", in, out);
       }

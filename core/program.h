@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "halftape/core/backend.h"
+#include "halftape/core/pool.h"
 
 namespace halftape {
 
@@ -22,6 +23,7 @@ struct Type {
   Shape shape;
   friend bool operator==(const Type&, const Type&) = default;
 };
+std::size_t hash(const Type& type);
 
 enum class Role : std::uint8_t { intermediate, input, parameter, time, constant, cotangent };
 std::string_view name(Role role);
@@ -35,10 +37,9 @@ inline constexpr Dependence nothing = 0, parameter = 1, time = 2, input = 4, cot
 }
 
 struct ValueInfo {
-  Type type;
+  std::int32_t type;  // into Program::types: of many values few types differ
   Role role = Role::intermediate;
   Dependence dependence = depends_on::nothing;
-  std::string name;
 };
 
 // What an instruction needs beside its operands; each op says which fields it reads.
@@ -57,7 +58,10 @@ struct Attributes {
   Transpose transpose = Transpose::none;
   MatmulMode matmul_mode = MatmulMode::ieee;
   std::shared_ptr<const Payload> payload;
+  friend bool operator==(const Attributes&, const Attributes&) = default;
 };
+inline const Attributes no_attributes;  // of most instructions
+std::size_t hash(const Attributes& attributes);
 
 struct Execution {
   Backend& backend;
@@ -86,14 +90,18 @@ struct OpDef {
   void (*pullback)(const OpDef&, PullbackContext&) = nullptr;
   bool elementwise = false;
   MapCode map{};  // of an elementwise op
+
+  bool has_gradient(std::size_t operand) const {
+    return operand >= 32 || (no_gradient >> operand & 1) == 0;
+  }
 };
 
 struct Instruction {
   const OpDef* op;
   std::int32_t first_operand;  // into Program::operands: inputs, then outputs
+  std::int32_t attributes;     // into Program::attributes
   std::int16_t input_count;
   std::int16_t output_count;
-  std::int32_t attributes;  // into Program::attributes
 };
 
 struct Constant {
@@ -102,13 +110,16 @@ struct Constant {
   WriteStamp::Watch watch;  // of the user's tensor it was captured from
 };
 
+// Some 50 bytes an instruction: what repeats, types and attributes, is kept once and never moves.
 struct Program {
-  std::vector<ValueInfo> values;
-  std::vector<ValueId> operands;
-  std::vector<Attributes> attributes;
-  std::vector<Instruction> instructions;
+  List<ValueInfo> values;
+  List<ValueId> operands;
+  List<Instruction> instructions;
+  Pool<Type> types;
+  Pool<Attributes> attributes;
   std::vector<Constant> constants;
-  std::vector<ValueId> inputs;  // in the order they were added
+  std::vector<std::pair<ValueId, std::string>> names;  // of the values that have one, by id
+  std::vector<ValueId> inputs;                         // in the order they were added
   std::vector<ValueId> outputs;
 
   std::span<const ValueId> inputs_of(const Instruction& i) const {
@@ -117,19 +128,27 @@ struct Program {
   std::span<const ValueId> outputs_of(const Instruction& i) const {
     return {operands.data() + i.first_operand + i.input_count, std::size_t(i.output_count)};
   }
-  const Attributes& attributes_of(const Instruction& i) const {
-    return attributes[std::size_t(i.attributes)];
-  }
-  const Type& type(ValueId id) const { return values[std::size_t(id)].type; }
-  const ValueInfo& info(ValueId id) const { return values[std::size_t(id)]; }
+  const Attributes& attributes_of(const Instruction& i) const { return attributes[i.attributes]; }
+  const Type& type(ValueId id) const { return types[values[std::size_t(id)].type]; }
+  Role role(ValueId id) const { return values[std::size_t(id)].role; }
+  Dependence dependence(ValueId id) const { return values[std::size_t(id)].dependence; }
+  const std::string& name(ValueId id) const;  // may be empty
 
   ValueId add_input(const Type& type, Role role, std::string name);
   ValueId add_constant(const Tensor& value, std::string name, WriteStamp::Watch watch = {});
   // Appends an instruction and returns its first output; checks operands through op.infer.
-  ValueId emit(const OpDef& op, std::span<const ValueId> inputs, Attributes attributes = {});
-  ValueId emit(const OpDef& op, std::initializer_list<ValueId> inputs, Attributes attributes = {}) {
-    return emit(op, std::span<const ValueId>(inputs.begin(), inputs.size()), std::move(attributes));
+  ValueId emit(const OpDef& op, std::span<const ValueId> inputs,
+               const Attributes& attributes = no_attributes);
+  ValueId emit(const OpDef& op, std::initializer_list<ValueId> inputs,
+               const Attributes& attributes = no_attributes) {
+    return emit(op, std::span<const ValueId>(inputs.begin(), inputs.size()), attributes);
   }
+
+ private:
+  ValueId add_value(const Type& type, Role role, Dependence dependence, std::string name);
+  // Result types follow from op, attributes and operand types. Two slots, chosen by their hash,
+  // name instructions to look at: where one has them all, infer need not be asked again.
+  std::vector<std::int32_t> alike_;
 };
 
 // Text, one line an instruction: "%5 = tanh %4    f16 [20, 50]".

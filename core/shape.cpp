@@ -81,11 +81,6 @@ Shape Shape::tail(int first_axis) const { return Shape(sizes().subspan(std::size
 
 std::string Shape::text() const { return fmt::format("[{}]", fmt::join(sizes(), ", ")); }
 
-bool operator==(const Shape& a, const Shape& b) {
-  return a.rank_ == b.rank_ &&
-         std::equal(a.sizes_.begin(), a.sizes_.begin() + a.rank_, b.sizes_.begin());
-}
-
 Shape broadcast(std::string_view op, const Shape& a, const Shape& b) {
   if (a == b) {
     return a;

@@ -32,7 +32,13 @@ class Shape {
   Shape tail(int first_axis) const;               // axes first_axis..rank-1
 
   std::string text() const;  // "[32, 64]"
-  friend bool operator==(const Shape& a, const Shape& b);
+  friend bool operator==(const Shape& a, const Shape& b) {
+    bool equal = a.rank_ == b.rank_;
+    for (int axis = 0; equal && axis < a.rank_; ++axis) {
+      equal = a.sizes_[axis] == b.sizes_[axis];
+    }
+    return equal;
+  }
 
  private:
   void finish();

@@ -13,7 +13,7 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
         shape, dtype);
   }
   Tensor result;
-  result.buffer_ = std::make_shared<Buffer>(bytes, device);
+  result.buffer_ = SharedBuffer(bytes, device);
   result.shape_ = shape;
   result.dtype_ = dtype;
   return result;
@@ -39,7 +39,7 @@ Tensor Tensor::from(const Shape& shape, std::span<const double> values, DType dt
 Array Tensor::write() {
   stamp_.bump();
   if (shares_storage()) {
-    auto own = std::make_shared<Buffer>(buffer_->bytes(), buffer_->device());
+    SharedBuffer own(buffer_->bytes(), buffer_->device());
     backend(device()).copy(own->data(), buffer_->data(), bytes());
     buffer_ = std::move(own);
   }

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <initializer_list>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -48,13 +47,13 @@ class Tensor {
     return from(shape, std::span<const double>(values.begin(), values.size()), dtype);
   }
 
-  bool defined() const { return buffer_ != nullptr; }
+  bool defined() const { return bool(buffer_); }
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
   Device device() const { return buffer_ ? buffer_->device() : Device::cpu(); }
   std::int64_t count() const { return buffer_ ? shape_.count() : 0; }
   std::int64_t bytes() const { return count() * size_of(dtype_); }
-  bool shares_storage() const { return buffer_ && buffer_.use_count() > 1; }
+  bool shares_storage() const { return buffer_.shared(); }
 
   const void* data() const { return buffer_ ? buffer_->data() : nullptr; }
   // Typed reading on the CPU; throws DTypeError / DeviceError when T or the device is not the
@@ -89,7 +88,7 @@ class Tensor {
   void require(const char* op, DType dtype) const;
   void copy_to(std::span<double> values) const;
 
-  std::shared_ptr<Buffer> buffer_;
+  SharedBuffer buffer_;
   Shape shape_;
   DType dtype_ = DType::f32;
   WriteStamp stamp_;

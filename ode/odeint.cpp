@@ -125,7 +125,7 @@ void pull_back_odeint(const OpDef&, PullbackContext& context) {
   }
   Attributes attributes;
   attributes.payload = std::move(payload);
-  const ValueId first = context.emit(odeint_adjoint_op(), operands, std::move(attributes));
+  const ValueId first = context.emit(odeint_adjoint_op(), operands, attributes);
   for (int k = 0; k < context.input_count(); ++k) {
     if (context.wants(k)) {
       context.add(k, first + ValueId(k));
@@ -497,7 +497,7 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
     operands.insert(operands.end(), all_theta.begin(), all_theta.end());
     Attributes attributes;
     attributes.payload = solve;
-    saved = tape.record_all(odeint_op(), operands, std::move(attributes));
+    saved = tape.record_all(odeint_op(), operands, attributes);
     saved.resize(std::size_t(y0.size()));
   }
   if (options.save.kind == Save::Kind::last) {

@@ -20,8 +20,7 @@ class Part {
   Part(const Program& from) : from_(from), ids_(from.values.size(), no_value) {}
 
   ValueId add_input(ValueId id, Role role) {
-    const ValueInfo& info = from_.info(id);
-    return ids_[std::size_t(id)] = program.add_input(info.type, role, info.name);
+    return ids_[std::size_t(id)] = program.add_input(from_.type(id), role, from_.name(id));
   }
   bool has(ValueId id) const { return ids_[std::size_t(id)] != no_value; }
   ValueId id(ValueId id) const { return ids_[std::size_t(id)]; }
@@ -38,7 +37,7 @@ class Part {
   }
   void add_constant(const Constant& constant) {
     ids_[std::size_t(constant.id)] =
-        program.add_constant(constant.value, from_.info(constant.id).name, constant.watch);
+        program.add_constant(constant.value, from_.name(constant.id), constant.watch);
   }
 
   Program program;
@@ -196,8 +195,8 @@ std::shared_ptr<const TiledVelocity> tile_velocity(const VelocityPlan& plan, DTy
   // A small state that is no batch is one row.
   constexpr std::int64_t most = 256;
   std::int64_t numbers = 0;
-  for (const ValueInfo& info : f.values) {
-    numbers = std::max(numbers, info.type.shape.count());
+  for (std::int32_t type = 0; type < f.types.size(); ++type) {
+    numbers = std::max(numbers, f.types[type].shape.count());
   }
   std::string as_one;
   return numbers <= most ? Splitter(plan, 0).run(arithmetic, as_one) : nullptr;

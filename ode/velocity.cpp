@@ -140,10 +140,9 @@ VelocityPlan record(const VelocityFunction& function, const VelocityTypes& types
   plan.theta_bar.assign(y_begin + std::ptrdiff_t(plan.y.size()), derivative.cotangents.end());
   for (const Instruction& instruction : derivative.program.instructions) {
     for (const ValueId id : derivative.program.outputs_of(instruction)) {
-      const ValueInfo& info = derivative.program.info(id);
-      if ((info.dependence & depends_on::cotangent) &&
-          facts(info.type.dtype).p < facts(DType::f32).p && is_floating(info.type.dtype) &&
-          !instruction.op->alias) {
+      const DType dtype = derivative.program.type(id).dtype;
+      if ((derivative.program.dependence(id) & depends_on::cotangent) &&
+          facts(dtype).p < facts(DType::f32).p && is_floating(dtype) && !instruction.op->alias) {
         plan.low_cotangents.push_back(id);
       }
     }

@@ -104,7 +104,7 @@ TEST_CASE("a tape discovers the parameters of what it records, each once") {
   for (std::size_t k = 0; k < 4; ++k) {
     CHECK(tape.parameters()[k].first == net.parameters()[k]);
   }
-  CHECK(y.tape().program().info(tape.parameters()[0].second).role == Role::parameter);
+  CHECK(y.tape().program().role(tape.parameters()[0].second) == Role::parameter);
 }
 
 TEST_CASE("modules of a user nest by prefix_names and join, and copies share parameters") {

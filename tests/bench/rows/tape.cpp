@@ -112,8 +112,11 @@ void report_chain(benchmark::State& state, double record, double reverse) {
   state.counters["target_ns"] = 150;
 }
 
-// Bookkeeping alone: the program of the chain, then that of its gradient; nothing is computed.
-void chain_bookkeeping(benchmark::State& state) {
+// Bookkeeping alone, nothing is computed: the chain's program, then its reverse sweep - behind it
+// on the same tape, as backward() does, or as a program of its own for replays, with a copy of the
+// chain.
+enum class Sweep { on_tape, as_program };
+void chain_bookkeeping(benchmark::State& state, Sweep sweep) {
   {
     Tape tape(Tape::Execute::shapes_only);
     const ChainVars v = record_chain(tape);
@@ -127,9 +130,14 @@ void chain_bookkeeping(benchmark::State& state) {
     const Clock::time_point start = Clock::now();
     const ChainVars v = record_chain(tape);
     const double recorded = seconds_since(start);
-    const Derivative derivative = gradient_of(tape.program(), v);
+    std::optional<Derivative> derivative;
+    if (sweep == Sweep::on_tape) {
+      const Var wrt[] = {v.z, v.c, v.x};
+      benchmark::DoNotOptimize(tape.gradient(v.last, wrt));
+    } else {
+      derivative = gradient_of(tape.program(), v);
+    }
     const double all = seconds_since(start);
-    benchmark::DoNotOptimize(derivative.program.values.size());
     state.SetIterationTime(all);
     record += recorded;
     reverse += all - recorded;
@@ -293,9 +301,9 @@ constexpr Net e1{20, 50, 10}, e2{1024, 128, 128};
 
 // The training step of a 2 - width - 2 velocity as one replay, loss mean(y^2), SGD.
 struct Replayed {
-  explicit Replayed(const Net& net, const std::string& precision)
+  Replayed(const Net& net, const std::string& precision, Tier tier = Tier::automatic)
       : times(linspace(0, 1, net.steps)),
-        ode(make(net, precision)),
+        ode(make(net, precision, tier)),
         optimiser(ode.parameters(), Sgd{.learning_rate = learning_rate}),
         step(optimiser, [this](std::span<const Var> x) { return mean(square(ode(x[0], times))); }),
         y0(normal({net.rows, 2}, 5)) {}
@@ -303,11 +311,12 @@ struct Replayed {
   Replayed& operator=(const Replayed&) = delete;
 
   static constexpr double learning_rate = 1e-4;
-  static NeuralOde<Mlp> make(const Net& net, const std::string& precision) {
+  static NeuralOde<Mlp> make(const Net& net, const std::string& precision, Tier tier) {
     Random random(4);
     OdeOptions options;
     options.precision = Precision::parse(precision);
     options.save = Save::last();
+    options.tier = tier;
     return NeuralOde(Mlp({2, net.width, 2}, Activation::tanh, random), options);
   }
   double run() { return step({y0}); }
@@ -384,9 +393,9 @@ void replay_allocations(benchmark::State& state, const Net& net, const std::stri
   }
 }
 
-// ratio: replayed over by hand, taking turns.
-void against_by_hand(benchmark::State& state, const Net& net, double target) {
-  Replayed replayed(net, "f32");
+// ratio: replayed over by hand, taking turns; in tiles, or instruction by instruction.
+void against_by_hand(benchmark::State& state, const Net& net, Tier tier, double target) {
+  Replayed replayed(net, "f32", tier);
   MlpByHand hand = by_hand(net, replayed);
   const auto by_replay = [&] { return replayed.run(); };
   const auto by_loop = [&] { return hand.step(float(Replayed::learning_rate)); };
@@ -509,7 +518,10 @@ void bandwidth(benchmark::State& state, Pass pass, std::int64_t n) {
 
 void add_tape_rows() {
   using benchmark::RegisterBenchmark;
-  RegisterBenchmark("T1/bookkeeping", chain_bookkeeping)
+  RegisterBenchmark("T1/bookkeeping/tape", chain_bookkeeping, Sweep::on_tape)
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond);
+  RegisterBenchmark("T1/bookkeeping/program", chain_bookkeeping, Sweep::as_program)
       ->UseManualTime()
       ->Unit(benchmark::kMillisecond);
   RegisterBenchmark("T1/executed", chain_executed)->UseManualTime()->Unit(benchmark::kMillisecond);
@@ -530,13 +542,16 @@ void add_tape_rows() {
   RegisterBenchmark("T3/E2-S16/f32", replay_allocations, Net{1024, 128, 16}, std::string("f32"))
       ->Unit(benchmark::kMicrosecond);
   RegisterBenchmark("T4", tape_bytes)->Unit(benchmark::kMillisecond);
-  RegisterBenchmark("T5/E1", against_by_hand, e1, 2.0)
-      ->UseManualTime()
-      ->Iterations(20)
-      ->Unit(benchmark::kMillisecond);
-  RegisterBenchmark("T5/E2", against_by_hand, e2, 1.25)
-      ->UseManualTime()
-      ->Unit(benchmark::kMillisecond);
+  for (const auto& [name, tier] :
+       {std::pair("tiles", Tier::automatic), std::pair("interpreter", Tier::interpreter)}) {
+    RegisterBenchmark(fmt::format("T5/E1/{}", name).c_str(), against_by_hand, e1, tier, 2.0)
+        ->UseManualTime()
+        ->Iterations(20)
+        ->Unit(benchmark::kMillisecond);
+    RegisterBenchmark(fmt::format("T5/E2/{}", name).c_str(), against_by_hand, e2, tier, 1.25)
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond);
+  }
   for (const auto& [name, n] :
        {std::pair("L2", std::int64_t{1} << 16), std::pair("memory", std::int64_t{1} << 24)}) {
     for (const auto& [pass, what] :

@@ -37,12 +37,12 @@ Array Replay::write(ValueId input) {
   return value.write();
 }
 
-void Replay::run(Dependence changed) {
+void Replay::run(Dependence changed, Dependence later) {
   require_unchanged_constants(*program_);
-  if (!has_run_) {
-    changed = depends_on::everything;
+  changed = has_run_ ? changed | put_off_ : depends_on::everything;
+  if (!has_run_ || put_off_ != depends_on::nothing) {
     for (const ValueId id : program_->inputs) {
-      if (!values_[std::size_t(id)].defined()) {
+      if (!values_[std::size_t(id)].defined() && (program_->dependence(id) & later) == 0) {
         throw_error<ValueError>(
             "replay: input '{}' has no value. Fix: set() every input before the first run.",
             program_->name(id));
@@ -50,7 +50,8 @@ void Replay::run(Dependence changed) {
     }
   }
   const auto stale = [&](const Instruction& i) {
-    return !has_run_ || (program_->dependence(program_->outputs_of(i)[0]) & changed) != 0;
+    const Dependence dependence = program_->dependence(program_->outputs_of(i)[0]);
+    return (!has_run_ || (dependence & changed) != 0) && (dependence & later) == 0;
   };
   for (const Instruction& instruction : program_->instructions) {
     if (instruction.op->alias && stale(instruction)) {
@@ -65,6 +66,7 @@ void Replay::run(Dependence changed) {
     }
   }
   has_run_ = true;
+  put_off_ = later;
 }
 
 std::optional<Fault> Replay::first_nonfinite() const {

@@ -29,9 +29,10 @@ class Replay {
   // The input's own storage, to be filled in place.
   Array write(ValueId input);
 
-  // Executes the instructions that depend on what has changed (the first run executes all).
+  // Executes the instructions that depend on what has changed (the first run executes all), apart
+  // from those that depend on `later`: they wait for a run that does not put them off.
   // Throws ValueError when an input was never set or a captured tensor has changed.
-  void run(Dependence changed = depends_on::everything);
+  void run(Dependence changed = depends_on::everything, Dependence later = depends_on::nothing);
 
   // Valid until the next run; a copy keeps the value.
   const Tensor& value(ValueId id) const { return values_[std::size_t(id)]; }
@@ -43,6 +44,7 @@ class Replay {
   std::vector<Tensor> values_;
   std::vector<std::shared_ptr<void>> workspaces_;  // one per instruction
   bool has_run_ = false;
+  Dependence put_off_ = depends_on::nothing;
 };
 
 }  // namespace halftape

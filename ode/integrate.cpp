@@ -129,15 +129,7 @@ void Stage::evaluate(double t, std::span<const std::vector<Term>> terms) {
   for (std::size_t c = 0; c < terms.size(); ++c) {
     cpu_backend().linear_combination(replay_->write(plan_->y[c]), terms[c], solve_.high());
   }
-  if (kind_ == Kind::vjp) {
-    for (const ValueId seed :
-         plan_->seeds) {  // the reverse sweep runs later; its first run needs a value
-      if (!replay_->value(seed).defined()) {
-        cpu_backend().fill(replay_->write(seed), 0.0);
-      }
-    }
-  }
-  replay_->run(depends_on::time | depends_on::input);
+  replay_->run(depends_on::time | depends_on::input, depends_on::cotangent);
 }
 
 Tensor Stage::slope(int component) const {

@@ -125,7 +125,11 @@ class CpuBackend final : public Backend {
 
   void map(MapCode code, Array dst, const Shape& shape,
            std::span<const MapOperand> operands) override {
-    cpu::map(code, dst, shape, operands);
+    const MapOp op{false, code, dst, -1, operands};
+    cpu::map_chain({&op, 1}, shape);
+  }
+  void map_chain(std::span<const MapOp> chain, const Shape& shape) override {
+    cpu::map_chain(chain, shape);
   }
   void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
               double scale) override {

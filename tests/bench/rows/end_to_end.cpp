@@ -23,11 +23,11 @@ void step(benchmark::State& state, const Setting& setting, double target_ms) {
   }
   state.counters["error"] = m.error;
   state.counters["peak_bytes"] = double(m.peak_bytes);
-  state.counters["in_tiles"] = m.trainer.in_tiles();
+  state.counters["in_tiles"] = m.trainer.tier() == Tier::tiles;
   if (target_ms > 0) {
     state.counters["target_ms"] = target_ms;
   }
-  state.SetLabel(m.trainer.in_tiles() ? "tiles" : "interpreter");
+  state.SetLabel(std::string(name(m.trainer.tier())));
 }
 
 }  // namespace

@@ -30,9 +30,9 @@ std::string print(const Plan& plan) {
       const Instruction& i = plan.program.instructions[std::size_t(n)];
       const ValueId out = plan.program.outputs_of(i)[0];
       const Type& type = plan.program.type(out);
-      const std::string left = fmt::format("{}{:<40} {} {}", n > step.first ? "  | " : "    ",
+      const std::string left = fmt::format("{}{:<44} {} {}", n > step.first ? "  | " : "    ",
                                            print(plan.program, i), type.dtype, type.shape);
-      result += fmt::format("{:<66} {}{}\n", left, text(plan.place(out)),
+      result += fmt::format("{:<70} {}{}\n", left, text(plan.place(out)),
                             n == step.first && step.flops > 0
                                 ? fmt::format("  {} FLOPs", step.flops)
                                 : std::string());

@@ -160,7 +160,8 @@ class Planner {
     for (std::size_t n = p_.instructions.size(); n-- > 0;) {
       const Instruction& i = p_.instructions[n];
       const auto out = p_.outputs_of(i), in = p_.inputs_of(i);
-      if (std::any_of(out.begin(), out.end(), [&](ValueId id) { return needed[std::size_t(id)]; })) {
+      if (std::any_of(out.begin(), out.end(),
+                      [&](ValueId id) { return needed[std::size_t(id)]; })) {
         for (std::size_t k = 0; k < in.size(); ++k) {
           needed[std::size_t(in[k])] = needed[std::size_t(in[k])] || reads(i, k);
         }
@@ -195,7 +196,8 @@ class Planner {
       return false;
     }
     const ValueId of_step = p_.outputs_of(members[0])[0];
-    if (p_.type(of_step).shape != p_.type(out).shape || p_.dependence(of_step) != p_.dependence(out)) {
+    if (p_.type(of_step).shape != p_.type(out).shape ||
+        p_.dependence(of_step) != p_.dependence(out)) {
       return false;
     }
     bool related = false;
@@ -354,8 +356,8 @@ class Planner {
     for (std::int32_t m = step.first; m <= n; ++m) {
       for (const ValueId id : p_.inputs_of(p_.instructions[std::size_t(m)])) {
         const ValueId root = at(id).root;
-        if (place(root).space != PlanSpace::scratch || at(root).made >= s || dead_[std::size_t(root)] ||
-            p_.type(root).shape.count() != p_.type(out).shape.count() ||
+        if (place(root).space != PlanSpace::scratch || at(root).made >= s ||
+            dead_[std::size_t(root)] || p_.type(root).shape.count() != p_.type(out).shape.count() ||
             size_of(p_.type(root).dtype) != size_of(p_.type(out).dtype)) {
           continue;
         }
@@ -393,8 +395,7 @@ class Planner {
             place(out).offset = plan_->kept_bytes;
             plan_->kept_bytes += bytes(out);
           } else if (place(out).space == PlanSpace::scratch && at(out).root == out) {
-            const ValueId over =
-                step.is_chain ? in_place(out, n, step, std::int32_t(s)) : no_value;
+            const ValueId over = step.is_chain ? in_place(out, n, step, std::int32_t(s)) : no_value;
             if (over != no_value) {
               dead_[std::size_t(over)] = true;
               place(out).offset = place(over).offset;

@@ -1,6 +1,6 @@
 // Plans the replay of a program (core/plan.h). A planned replay computes what a plain one does, bit
-// for bit: dead code and common subexpressions go, chains of elementwise ops and casts run together,
-// and values take turns in one arena.
+// for bit: dead code and common subexpressions go, chains of elementwise ops and casts run
+// together, and values take turns in one arena.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,8 @@ namespace halftape {
 struct PlanRequest {
   std::vector<ValueId> keep{};   // values that are read after a run
   std::vector<ValueId> watch{};  // values of which only the statistics are
-  // The runs there will be. A first run computes everything it does not put off, whatever these say.
+  // The runs there will be. A first run computes everything it does not put off, whatever these
+  // say.
   std::vector<PlannedRun> runs{PlannedRun{}};
 };
 

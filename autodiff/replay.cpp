@@ -26,9 +26,8 @@ Replay::Replay(std::shared_ptr<const Plan> plan, Tensor scratch)
     const Place& place = plan_->place(id);
     if (place.space == PlanSpace::scratch || place.space == PlanSpace::kept) {
       const Type& type = program_->type(id);
-      values_[std::size_t(id)] =
-          Tensor::place(place.space == PlanSpace::kept ? kept_ : scratch_, place.offset,
-                        type.shape, type.dtype);
+      values_[std::size_t(id)] = Tensor::place(place.space == PlanSpace::kept ? kept_ : scratch_,
+                                               place.offset, type.shape, type.dtype);
     }
   }
   std::size_t most = 0;
@@ -72,8 +71,8 @@ void Replay::set(ValueId input, const Tensor& value) {
   }
   if (value.dtype() != type.dtype) {
     throw_error<DTypeError>(
-        "replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).", program_->name(input),
-        value.dtype(), type.dtype, type.dtype);
+        "replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).",
+        program_->name(input), value.dtype(), type.dtype, type.dtype);
   }
   values_[std::size_t(input)] = value;
 }
@@ -155,9 +154,8 @@ void Replay::run_steps(Dependence changed, Dependence later) {
 
 void Replay::run(Dependence changed, Dependence later) {
   require_unchanged_constants(*program_);
-  if (plan_ != nullptr &&
-      std::find(plan_->runs.begin(), plan_->runs.end(), PlannedRun{changed, later}) ==
-          plan_->runs.end()) {
+  if (plan_ != nullptr && std::find(plan_->runs.begin(), plan_->runs.end(),
+                                    PlannedRun{changed, later}) == plan_->runs.end()) {
     throw_error<ValueError>(
         "replay: the plan is not for a run of what depends on {:#06b} without {:#06b}. Fix: name "
         "it in PlanRequest::runs.",

@@ -97,9 +97,9 @@ struct Reader {
 // An op of a chain, ready to run on any stretch of elements.
 struct Step {
   const MapOp* op;
-  bool any_f64 = false;
-  MapKernel<float> f32 = nullptr;
-  MapKernel<double> f64 = nullptr;
+  bool any_f64;  // f64 is the kernel, else f32
+  MapKernel<float> f32;
+  MapKernel<double> f64;
   Reader readers[max_map_operands];
   std::int32_t advance[max_map_operands];
 

@@ -32,10 +32,10 @@ std::string print(const Plan& plan) {
       const Type& type = plan.program.type(out);
       const std::string left = fmt::format("{}{:<44} {} {}", n > step.first ? "  | " : "    ",
                                            print(plan.program, i), type.dtype, type.shape);
-      result += fmt::format("{:<70} {}{}\n", left, text(plan.place(out)),
-                            n == step.first && step.flops > 0
-                                ? fmt::format("  {} FLOPs", step.flops)
-                                : std::string());
+      result +=
+          fmt::format("{:<70} {}{}\n", left, text(plan.place(out)),
+                      n == step.first && step.flops > 0 ? fmt::format("  {} FLOPs", step.flops)
+                                                        : std::string());
     }
   }
   return result;

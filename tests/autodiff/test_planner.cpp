@@ -51,7 +51,35 @@ void set_inputs(Replay& replay, const Layer& l, std::uint64_t seed) {
 
 TEST_CASE("a planned replay prints its steps, chains, places, bytes and FLOPs") {
   const Layer l = layer(DType::f16);
-  CHECK(print(*plan_replay(l.program, l.request)) == "");
+  CHECK(
+      print(*plan_replay(l.program, l.request)) ==
+      "plan of 20 instructions, 20 recorded, in 16 steps: scratch 128 bytes, kept 256 bytes, 680 "
+      "FLOPs\n"
+      "    %3 = cast %2:b                               f16 [8]               kept[0]\n"
+      "    %4 = cast %1:W                               f16 [2, 8]            kept[64]\n"
+      "    %5 = cast %0:y                               f16 [4, 2]            kept[128]\n"
+      "    %6 = matmul %5, %4                           f16 [4, 8]            scratch[0]  128 "
+      "FLOPs\n"
+      "    %7 = add %6, %3                              f16 [4, 8]            block[0]  64 FLOPs\n"
+      "  | %8 = tanh %7                                 f16 [4, 8]            kept[192]\n"
+      "    %9 = mean %8                                 f16 [1, 8]            scratch[0]  32 "
+      "FLOPs\n"
+      "    %10 = sub %8, %9                             f16 [4, 8]            own  32 FLOPs\n"
+      "    %12 = sub_pullback1 %8, %9, %10, %11:seed    f16 [4, 8]            scratch[0]  32 "
+      "FLOPs\n"
+      "    %13 = sum_to %12                             f16 [1, 8]            scratch[64]  32 "
+      "FLOPs\n"
+      "    %14 = cast %13                               f32 [1, 8]            block[0]  8 FLOPs\n"
+      "  | %16 = mul %14, %15                           f32 [1, 8]            block[1]\n"
+      "  | %17 = cast %16                               f16 [1, 8]            scratch[64]\n"
+      "    %18 = broadcast_to %17                       f16 [4, 8]            scratch[0]\n"
+      "    %19 = add %11:seed, %18                      f16 [4, 8]            block[0]  64 FLOPs\n"
+      "  | %20 = tanh_pullback %7, %8, %19              f16 [4, 8]            scratch[0]\n"
+      "    %21 = sum_to %20                             f32 [8]               own  32 FLOPs\n"
+      "    %22 = matmul %20, %4                         f16 [4, 2]            scratch[64]  128 "
+      "FLOPs\n"
+      "    %23 = matmul %5, %20                         f32 [2, 8]            own  128 FLOPs\n"
+      "    %24 = cast %22                               f32 [4, 2]            own\n");
 }
 
 TEST_CASE("a planned replay gives the bits of a plain one, and keeps what it was asked to") {
@@ -109,12 +137,11 @@ TEST_CASE("what a plan does not keep, and runs it is not for, are errors with te
   replay.run(depends_on::input, depends_on::cotangent);
   const Instruction& first = l.program->instructions.front();
   const ValueId inner = l.program->outputs_of(first)[0];
-  CHECK_THROWS_WITH_AS(
-      replay.value(inner),
-      ("replay: value %" + std::to_string(inner) +
-       " is gone after a planned run. Fix: name it in PlanRequest::keep.")
-          .c_str(),
-      ValueError);
+  CHECK_THROWS_WITH_AS(replay.value(inner),
+                       ("replay: value %" + std::to_string(inner) +
+                        " is gone after a planned run. Fix: name it in PlanRequest::keep.")
+                           .c_str(),
+                       ValueError);
   CHECK_THROWS_WITH_AS(
       replay.run(),
       "replay: the plan is not for a run of what depends on 0b1111 without 0b0000. Fix: name it in "
@@ -158,8 +185,8 @@ TEST_CASE("two constants that differ in the sign of zero stay two") {
   Tape tape;
   const Var x = tape.leaf(Tensor::from({1}, {1}, DType::f64), "x");
   const Var y = x / (x * 0.0), z = x / (x * -0.0);
-  Replay replay(plan_replay(std::make_shared<const Program>(tape.program()),
-                            {.keep = {y.id(), z.id()}}));
+  Replay replay(
+      plan_replay(std::make_shared<const Program>(tape.program()), {.keep = {y.id(), z.id()}}));
   replay.set(x.id(), Tensor::from({1}, {2}, DType::f64));
   replay.run();
   CHECK(replay.value(y.id()).item() == HUGE_VAL);
@@ -247,12 +274,12 @@ class OnPaper {
       }
       for (ValueId other = 0; other < ValueId(valid_.size()); ++other) {
         const Place& there = plan_.place(other);
-        const bool apart = there.space != place.space || place.space == PlanSpace::own ||
-                           place.space == PlanSpace::none ||
-                           (place.space == PlanSpace::block
-                                ? there.offset != place.offset
-                                : there.offset + bytes(other) <= place.offset ||
-                                      place.offset + bytes(out) <= there.offset);
+        const bool apart =
+            there.space != place.space || place.space == PlanSpace::own ||
+            place.space == PlanSpace::none ||
+            (place.space == PlanSpace::block ? there.offset != place.offset
+                                             : there.offset + bytes(other) <= place.offset ||
+                                                   place.offset + bytes(out) <= there.offset);
         if (other == out || apart) {
           continue;
         }
@@ -289,9 +316,9 @@ TEST_CASE("no value is written over while it is needed, in any order of runs") {
   int chained = 0, blocks = 0, reused = 0;
   for (int seed = 0; seed < 120; ++seed) {
     CAPTURE(seed);
-    const test::RandomVelocity v = test::random_velocity(
-        std::uint64_t(seed), 5, {0, 1}, test::Smooth::no,
-        seed % 3 == 0 ? test::Rows::apart : test::Rows::mixed);
+    const test::RandomVelocity v =
+        test::random_velocity(std::uint64_t(seed), 5, {0, 1}, test::Smooth::no,
+                              seed % 3 == 0 ? test::Rows::apart : test::Rows::mixed);
     VelocityTypes types;
     types.policy.compute = seed % 2 == 0 ? DType::f16 : DType::f64;
     types.policy.high = seed % 2 == 0 ? DType::f32 : DType::f64;

@@ -82,8 +82,8 @@ TEST_CASE("150 random velocities that mix rows give the interpreter's bits in ev
     for (const Precision& precision : precisions) {
       CAPTURE(precision.compute);
       const Problem problem = test::in_dtype(v.problem, precision.accumulate);
-      OdeOptions options = options_for(
-          tableaus()[std::size_t(seed) % tableaus().size()].name, precision);
+      OdeOptions options =
+          options_for(tableaus()[std::size_t(seed) % tableaus().size()].name, precision);
       options.store_every = 1 + seed % 3 / 2;
       options.substeps = 1 + seed % 4 / 3;
       try {
@@ -125,8 +125,7 @@ TEST_CASE("velocities that keep rows apart give the interpreter's bits on a plan
 
 TEST_CASE("convolutions, and a flow with the traces of its Jacobian, give the interpreter's bits") {
   Random random(3);
-  for (const Precision& precision :
-       {precisions[0], precisions[1], precisions[2], precisions[3]}) {
+  for (const Precision& precision : {precisions[0], precisions[1], precisions[2], precisions[3]}) {
     CAPTURE(precision.compute);
     const DType high = precision.accumulate;
     const WeightBank kernel(4, {3, 3, 3, 3}, init::normal(0.0, 0.2), random, high);

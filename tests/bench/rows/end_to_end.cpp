@@ -1,7 +1,7 @@
 // E1 .. E7: one training step of ../support/cases, forward, loss and backward, replayed.
 //   error       of the gradients against f64
 //   peak_bytes  of the first step, beyond its inputs, as the allocator counts
-//   in_tiles    1: all steps for some rows at a time; 0: instruction by instruction
+//   in_tiles    1: all steps for some rows at a time; 0: step by step
 //   target_ms   what one core should reach
 #include "tests/bench/rows/rows.h"
 

@@ -21,4 +21,8 @@ struct PlanRequest {
 std::shared_ptr<const Plan> plan_replay(std::shared_ptr<const Program> program,
                                         const PlanRequest& request);
 
+// Two for each term of a sum of products, one for each element that another sum reads or an
+// elementwise op computes; none where data only moves.
+std::int64_t flops(const Program& program, const Instruction& instruction);
+
 }  // namespace halftape

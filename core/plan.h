@@ -29,9 +29,7 @@ struct PlanStep {
   std::int32_t first = 0, count = 1;
   bool is_chain = false;
   std::int32_t watched = 0;  // it makes so many of Plan::watched, the next ones
-  // Two for each term of a sum of products, one for each element that another sum reads or an
-  // elementwise op computes; none where data only moves.
-  std::int64_t flops = 0;
+  std::int64_t flops = 0;    // autodiff/planner.h
 };
 
 // One call of Replay::run: what has changed, and what is put off.

@@ -82,6 +82,26 @@ TEST_CASE("a planned replay prints its steps, chains, places, bytes and FLOPs") 
       "    %24 = cast %22                               f32 [4, 2]            own\n");
 }
 
+TEST_CASE("FLOPs of products are two for each term of their sums") {
+  Tape tape(Tape::Execute::shapes_only);
+  const auto flops_of = [&](const Var&) {
+    return flops(tape.program(), tape.program().instructions.back());
+  };
+  const auto leaf = [&](const Shape& shape) {
+    return tape.leaf(Type{DType::f32, shape}, "x", Role::input);
+  };
+  const Var a = leaf({5, 2, 3}), b = leaf({4, 3}), images = leaf({2, 3, 7, 6});
+  const Var kernel = leaf({4, 3, 3, 2}), small = leaf({2, 4, 5, 5});
+  CHECK(flops_of(matmul(a, b, Transpose::rhs)) == 2 * 5 * 2 * 4 * 3);
+  CHECK(flops_of(matmul(a, leaf({5, 2, 9}), Transpose::lhs)) == 2 * 5 * 3 * 9 * 2);
+  const std::int64_t terms = 2 * 4 * (5 * 5) * 3 * (3 * 2);  // images, y, pixels, x, kernel
+  CHECK(flops_of(conv2d(images, kernel)) == 2 * terms);
+  CHECK(flops_of(conv_transpose2d(small, kernel)) == 2 * terms);
+  CHECK(flops_of(sum(images)) == 2 * 3 * 7 * 6);
+  CHECK(flops_of(tanh(images)) == 2 * 3 * 7 * 6);
+  CHECK(flops_of(transpose(b)) == 0);
+}
+
 TEST_CASE("a planned replay gives the bits of a plain one, and keeps what it was asked to") {
   for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::e4m3}) {
     CAPTURE(dtype);

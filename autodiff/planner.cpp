@@ -104,7 +104,6 @@ class Planner {
   };
   struct Read {
     std::int32_t instruction, step;
-    bool whole;  // with the shape of what the instruction makes: element by element
   };
 
   Value& at(ValueId id) { return values_[std::size_t(id)]; }
@@ -236,18 +235,17 @@ class Planner {
     }
   }
 
-  // f(instruction, its step, operand, whether it is read element by element)
+  // f(operand, where it is read)
   template <class F>
   void for_each_read(F&& f) {
     for (std::size_t s = 0; s < plan_->steps.size(); ++s) {
       const PlanStep& step = plan_->steps[s];
       for (std::int32_t n = step.first; n < step.first + step.count; ++n) {
         const Instruction& i = p_.instructions[std::size_t(n)];
-        const Shape& shape = p_.type(p_.outputs_of(i)[0]).shape;
         const auto in = p_.inputs_of(i);
         for (std::size_t k = 0; k < in.size(); ++k) {
           if (reads(i, k)) {
-            f(in[k], Read{n, std::int32_t(s), step.is_chain && p_.type(in[k]).shape == shape});
+            f(in[k], Read{n, std::int32_t(s)});
           }
         }
       }
@@ -319,7 +317,8 @@ class Planner {
     }
   }
 
-  // What a chain makes may lie over an operand of it that is not read later.
+  // What a chain makes may lie over an operand that is not read later. An operand with as many
+  // elements is read element by element, whatever its shape.
   ValueId in_place(ValueId out, std::int32_t n, const PlanStep& step, std::int32_t s) {
     for (std::int32_t m = step.first; m <= n; ++m) {
       for (const ValueId id : p_.inputs_of(p_.instructions[std::size_t(m)])) {
@@ -332,7 +331,7 @@ class Planner {
         bool here = false, later = false;
         for (const Read& read : readers(root)) {
           here |= read.step == s;
-          later |= read.step > s || (read.step == s && (read.instruction > n || !read.whole));
+          later |= read.step > s || (read.step == s && read.instruction > n);
         }
         if (here && !later) {
           return root;

@@ -280,7 +280,7 @@ class OnPaper {
       CAPTURE(print(plan_));
       CAPTURE(print(p, i));
       CAPTURE(k);
-      const bool part = in_chain && p.type(in[k]).shape == p.type(outputs[0]).shape;
+      const bool part = in_chain && p.type(in[k]).shape.count() == p.type(outputs[0]).shape.count();
       const auto& v = valid_[std::size_t(root(in[k]))];
       REQUIRE((part ? v[std::size_t(half)] : v[0] && v[1]));
     }

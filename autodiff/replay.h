@@ -41,7 +41,8 @@ class Replay {
   // not provide for such a run.
   void run(Dependence changed = depends_on::everything, Dependence later = depends_on::nothing);
 
-  // Valid until the next run; a copy keeps the value. Throws ValueError when a plan has not kept it.
+  // Valid until the next run; a copy keeps the value. Throws ValueError when a plan has not kept
+  // it.
   const Tensor& value(ValueId id) const {
     return values_[std::size_t(plan_ == nullptr ? id : kept(id))];
   }

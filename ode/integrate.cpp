@@ -92,9 +92,8 @@ const std::shared_ptr<const Plan>& planned(const VelocityPlan& plan, Stage::Kind
 }  // namespace
 
 Tensor Stage::scratch_of(const Solve& solve, Kind kind) {
-  return solve.is_planned
-             ? Tensor::empty({planned(*solve.plan, kind)->scratch_bytes}, DType::u8)
-             : Tensor();
+  return solve.is_planned ? Tensor::empty({planned(*solve.plan, kind)->scratch_bytes}, DType::u8)
+                          : Tensor();
 }
 
 Stage::Stage(const Solve& solve, const SolveInputs& inputs, Kind kind, const Tensor& scratch)
@@ -198,8 +197,8 @@ std::vector<std::vector<Term>> increments(double h, std::span<const double> weig
 // --- Stepper ---
 
 Stepper::Stepper(const Solve& solve, const SolveInputs& inputs)
-    : solve_(solve), stage_(solve, inputs, Stage::Kind::forward,
-             Stage::scratch_of(solve, Stage::Kind::forward)) {
+    : solve_(solve),
+      stage_(solve, inputs, Stage::Kind::forward, Stage::scratch_of(solve, Stage::Kind::forward)) {
   for (const Tensor& y0 : inputs.y0) {
     y_.push_back(y0.to(solve.precision().update).clone());
     next_.push_back(Tensor::empty(y0.shape(), solve.precision().update));

@@ -31,9 +31,7 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
   }
   replay.run(run_vjp.changed, run_vjp.later);
   ++solve_.report->vjps;
-  const auto finite = [&](ValueId id) {
-    return id == no_value || replay.statistics(id).finite();
-  };
+  const auto finite = [&](ValueId id) { return id == no_value || replay.statistics(id).finite(); };
   for (const ValueId id : plan.low_cotangents) {
     const Statistics statistics = replay.statistics(id);
     if (!statistics.finite()) {

@@ -244,9 +244,8 @@ class Composer {
         note("product over the rows");
         const Var x = flat(v).x;
         const Var turned = transpose(x, {1, 0});
-        return Value{transpose(sin(matmul(turned, parameter({rows_, rows_}, 1 / std::sqrt(n)))),
-                               {1, 0}),
-                     1};
+        return Value{
+            transpose(sin(matmul(turned, parameter({rows_, rows_}, 1 / std::sqrt(n)))), {1, 0}), 1};
       }
     }
   }
@@ -801,7 +800,8 @@ inline RandomVelocity random_velocity(std::uint64_t seed, std::int64_t rows,
       y.push_back(tape.leaf(value, name));
     }
     const Var t = tape.leaf(Tensor::scalar(0.3, DType::f64), "t", Role::time);
-    Composer(seed, smooth, mixing, t, {}, &problem.theta, &result.constructs).compose(State(names, y));
+    Composer(seed, smooth, mixing, t, {}, &problem.theta, &result.constructs)
+        .compose(State(names, y));
   }
   return result;
 }

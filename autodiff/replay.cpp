@@ -22,8 +22,8 @@ void Replay::set(ValueId input, const Tensor& value) {
   }
   if (value.dtype() != type.dtype) {
     throw_error<DTypeError>(
-        "replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).", program_->name(input),
-        value.dtype(), type.dtype, type.dtype);
+        "replay: input '{}' is {}, recorded as {}. Fix: cast it with to(DType::{}).",
+        program_->name(input), value.dtype(), type.dtype, type.dtype);
   }
   values_[std::size_t(input)] = value;
 }

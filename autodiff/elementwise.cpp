@@ -202,6 +202,7 @@ const OpDef& elementwise(int scalar_op) { return defs(scalar_op).value; }
 const OpDef& add() { return elementwise(scalar_op_index<Add>()); }
 const OpDef& sub() { return elementwise(scalar_op_index<Sub>()); }
 const OpDef& mul() { return elementwise(scalar_op_index<Mul>()); }
+const OpDef& round_tf32() { return elementwise(scalar_op_index<RoundTf32>()); }
 const OpDef& div() { return elementwise(scalar_op_index<Div>()); }
 const OpDef& exp() { return elementwise(scalar_op_index<Exp>()); }
 const OpDef& equal() { return elementwise(scalar_op_index<Equal>()); }
@@ -215,14 +216,32 @@ std::span<const OpDef* const> all_ops() {
     for (int op = 0; op < scalar_op_count; ++op) {
       result.push_back(&ops::elementwise(op));
     }
-    for (const OpDef* op :
-         {&ops::cast(), &ops::stop_gradient(), &ops::reshape(), &ops::broadcast_to(),
-          &ops::sum_to(), &ops::transpose(), &ops::slice(), &ops::pad(), &ops::concatenate(),
-          &ops::gather(), &ops::scatter_add(), &ops::sum(), &ops::mean(), &ops::reduce_max(),
-          &ops::reduce_min(), &ops::logsumexp(), &ops::argmax(), &ops::matmul(),
-          &ops::conv2d(), &ops::conv_transpose2d(), &ops::conv2d_weights(), &ops::normalise(),
-          &ops::normalise_pullback(), &ops::average_pool2d(), &ops::average_unpool2d(),
-          &ops::dropout()}) {
+    for (const OpDef* op : {&ops::cast(),
+                            &ops::stop_gradient(),
+                            &ops::reshape(),
+                            &ops::broadcast_to(),
+                            &ops::sum_to(),
+                            &ops::transpose(),
+                            &ops::slice(),
+                            &ops::pad(),
+                            &ops::concatenate(),
+                            &ops::gather(),
+                            &ops::scatter_add(),
+                            &ops::sum(),
+                            &ops::mean(),
+                            &ops::reduce_max(),
+                            &ops::reduce_min(),
+                            &ops::logsumexp(),
+                            &ops::argmax(),
+                            &ops::matmul(),
+                            &ops::conv2d(),
+                            &ops::conv_transpose2d(),
+                            &ops::conv2d_weights(),
+                            &ops::normalise(),
+                            &ops::normalise_pullback(),
+                            &ops::average_pool2d(),
+                            &ops::average_unpool2d(),
+                            &ops::dropout()}) {
       result.push_back(op);
     }
     return result;

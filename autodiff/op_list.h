@@ -19,6 +19,7 @@ const OpDef& div();
 const OpDef& exp();
 const OpDef& equal();
 const OpDef& where();
+const OpDef& round_tf32();
 
 const OpDef& cast();
 const OpDef& stop_gradient();

@@ -113,6 +113,7 @@ Var relu(const Var& x) { return unary<Relu>(x); }
 Var erf(const Var& x) { return unary<Erf>(x); }
 Var gelu(const Var& x) { return unary<Gelu>(x); }
 Var silu(const Var& x) { return unary<Silu>(x); }
+Var round_tf32(const Var& x) { return unary<RoundTf32>(x); }
 
 Var add(const Argument& a, const Argument& b) { return nary<Add>(a, b); }
 Var sub(const Argument& a, const Argument& b) { return nary<Sub>(a, b); }

@@ -49,6 +49,7 @@ Var relu(const Var& x);
 Var erf(const Var& x);
 Var gelu(const Var& x);
 Var silu(const Var& x);
+Var round_tf32(const Var& x);  // to 11 significant bits; its gradient passes as through a cast
 
 Var add(const Argument& a, const Argument& b);
 Var sub(const Argument& a, const Argument& b);

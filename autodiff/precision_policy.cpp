@@ -1,5 +1,6 @@
 #include "halftape/autodiff/precision_policy.h"
 
+#include <tuple>
 #include <utility>
 
 #include "halftape/autodiff/op_list.h"
@@ -89,6 +90,11 @@ class Retyper {
       attributes.dtype = dtype;
     }
     attributes.matmul_mode = policy_.matmul;
+    if (&op == &ops::matmul() && policy_.matmul == MatmulMode::tf32) {
+      for (ValueId& id : operands) {
+        id = once(ops::round_tf32(), id);
+      }
+    }
     const ValueId first = to_.emit(op, operands, attributes);
     const auto outputs = from_.outputs_of(instruction);
     for (std::size_t k = 0; k < outputs.size(); ++k) {
@@ -96,16 +102,20 @@ class Retyper {
     }
   }
 
-  // One cast per value and dtype, however often it is used.
   ValueId cast(ValueId id, DType dtype) {
     if (to_.type(id).dtype == dtype) {
       return id;
     }
-    const auto [found, is_new] = casts_.try_emplace({id, dtype}, no_value);
+    Attributes attributes;
+    attributes.dtype = dtype;
+    return once(ops::cast(), id, attributes);
+  }
+
+  // One rounding per value and dtype, however often it is used.
+  ValueId once(const OpDef& op, ValueId id, const Attributes& attributes = no_attributes) {
+    const auto [found, is_new] = rounded_.try_emplace({&op, id, attributes.dtype}, no_value);
     if (is_new) {
-      Attributes attributes;
-      attributes.dtype = dtype;
-      found->second = to_.emit(ops::cast(), {id}, attributes);
+      found->second = to_.emit(op, {id}, attributes);
     }
     return found->second;
   }
@@ -114,7 +124,7 @@ class Retyper {
   const PrecisionPolicy& policy_;
   Program to_;
   std::vector<ValueId> ids_;
-  std::map<std::pair<ValueId, DType>, ValueId> casts_;
+  std::map<std::tuple<const OpDef*, ValueId, DType>, ValueId> rounded_;
 };
 
 }  // namespace

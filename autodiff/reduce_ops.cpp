@@ -194,8 +194,8 @@ void pull_back_gather(const OpDef&, PullbackContext& context) {
     attributes.axis = context.attributes().axis;
     attributes.shape = context.type(context.input(0)).shape;
     attributes.dtype = context.cotangent_dtype(0);
-    context.add(0, context.emit(ops::scatter_add(), {context.cotangent(), context.input(1)},
-                                attributes));
+    context.add(
+        0, context.emit(ops::scatter_add(), {context.cotangent(), context.input(1)}, attributes));
   }
 }
 
@@ -222,8 +222,8 @@ void pull_back_scatter_add(const OpDef&, PullbackContext& context) {
   if (context.wants(0)) {
     Attributes attributes;
     attributes.axis = context.attributes().axis;
-    context.add(0, context.emit(ops::gather(), {context.cotangent(), context.input(1)},
-                                attributes));
+    context.add(0,
+                context.emit(ops::gather(), {context.cotangent(), context.input(1)}, attributes));
   }
 }
 

@@ -164,6 +164,7 @@ void TileLowering::add_map(const OpDef& op, std::span<const ValueId> in, ValueId
     i.in[k] = operand(op, in[k], shape, result.shape);
   }
   list_->push_back(i);
+  result.tf32 = &op == &ops::round_tf32();
   value(y) = result;
 }
 
@@ -211,10 +212,20 @@ TileLowering::Matrices TileLowering::matrices(ValueId id) const {
   return {size == 0 ? 0 : count / size, s[rank - 2], s[rank - 1]};
 }
 
-void TileLowering::add_matmul(const Attributes& a, std::span<const ValueId> in, ValueId y) {
-  if (a.matmul_mode != MatmulMode::ieee) {
-    reject("products in tf32 have no tile form");
+TileLowering::Value TileLowering::product_operand(ValueId id, MatmulMode mode) {
+  const Value v = rows_value(id);
+  if (mode == MatmulMode::ieee || v.tf32) {
+    return v;
   }
+  const auto [found, is_new] = rounded_.try_emplace(id);
+  if (is_new) {
+    found->second = new_rows(v.shape);
+    emit_map<RoundTf32>(found->second, {{v.ref}}, type(id).dtype);
+  }
+  return found->second;
+}
+
+void TileLowering::add_matmul(const Attributes& a, std::span<const ValueId> in, ValueId y) {
   const bool tl = a.transpose == Transpose::lhs || a.transpose == Transpose::both;
   const bool tr = a.transpose == Transpose::rhs || a.transpose == Transpose::both;
   const bool table_l = value(in[0]).kind == Value::Kind::table;
@@ -235,8 +246,8 @@ void TileLowering::add_matmul(const Attributes& a, std::span<const ValueId> in, 
     const Matrices g = matrices(in[0]);
     const Matrices x = matrices(in[1]);
     i.kind = TileInstruction::Kind::outer;
-    i.in[0].ref = rows_value(in[0]).ref;
-    i.in[1].ref = rows_value(in[1]).ref;
+    i.in[0].ref = product_operand(in[0], a.matmul_mode).ref;
+    i.in[1].ref = product_operand(in[1], a.matmul_mode).ref;
     i.loops = {s(g.rows),           s(g.columns),         1,
                s(x.columns),        {0, s(x.columns), 1}, {s(g.columns), 1, 0},
                {s(x.columns), 1, 0}};
@@ -259,7 +270,7 @@ void TileLowering::add_matmul(const Attributes& a, std::span<const ValueId> in, 
     const std::int64_t rows = tl ? x.columns : x.rows;
     const std::int64_t m = tr ? shape_r[0] : shape_r[1];
     i.in[0].ref = value(in[1]).ref;
-    i.in[1].ref = rows_value(in[0]).ref;
+    i.in[1].ref = product_operand(in[0], a.matmul_mode).ref;
     i.loops.m = s(m);
     i.loops.k = s(k);
     i.loops.lhs = {0, tr ? s(k) : 1, tr ? 1 : s(m)};
@@ -282,7 +293,7 @@ void TileLowering::add_matmul(const Attributes& a, std::span<const ValueId> in, 
     const std::int64_t n = tr ? x.rows : x.columns;
     const std::int64_t m = tl ? shape_l[1] : shape_l[0];
     i.in[0].ref = value(in[0]).ref;
-    i.in[1].ref = rows_value(in[1]).ref;
+    i.in[1].ref = product_operand(in[1], a.matmul_mode).ref;
     i.loops = {s(x.groups),
                s(m),
                s(n),
@@ -300,8 +311,8 @@ void TileLowering::add_matmul(const Attributes& a, std::span<const ValueId> in, 
     const std::int64_t k = tl ? l.rows : l.columns;
     const std::int64_t n = tr ? r.rows : r.columns;
     i.kind = TileInstruction::Kind::product;
-    i.in[0].ref = rows_value(in[0]).ref;
-    i.in[1].ref = rows_value(in[1]).ref;
+    i.in[0].ref = product_operand(in[0], a.matmul_mode).ref;
+    i.in[1].ref = product_operand(in[1], a.matmul_mode).ref;
     i.loops = {s(l.groups),
                s(m),
                s(n),

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -51,6 +52,7 @@ class TileLowering {
     TileRef ref;        // rows: scratch with the number of its storage, until storage is placed
     int deferred = -1;  // product: into deferred_
     std::vector<int> parts{};  // sums: what is added up, into parts_
+    bool tf32 = false;         // rows: rounded to it
   };
 
   static Derivative derive(const Program& program, const TileRequest& request);
@@ -127,6 +129,8 @@ class TileLowering {
     std::int64_t groups, rows, columns;
   };
   Matrices matrices(ValueId id) const;
+  // An operand of a product by row. In tf32 it is rounded first; a table has been (retype).
+  Value product_operand(ValueId id, MatmulMode mode);
   void add_matmul(const Attributes& a, std::span<const ValueId> in, ValueId y);
 
   void add_reduction(const OpDef& op, const Attributes& a, ValueId x, ValueId y);
@@ -175,6 +179,7 @@ class TileLowering {
   std::vector<Value> values_;
   TileDraft draft_;
   std::vector<Deferred> deferred_;
+  std::map<ValueId, Value> rounded_;  // to tf32
   std::vector<Part> parts_, summed_;
 };
 

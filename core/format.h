@@ -262,6 +262,19 @@ HALFTAPE_HD constexpr double round_to(const Format& format, double x, const Roun
   return rounding::value_of(format, rounding::round(format, source, how));
 }
 
+// To tf32, in the arithmetic of the number's type: 11 significant bits, ties to even. Of a float
+// this takes a few instructions, since tf32 has its exponents.
+HALFTAPE_HD constexpr double round_tf32(double x) {
+  constexpr Format tf32 = formats::tf32;  // of its own: device code has no address of the other
+  return round_to(tf32, x);
+}
+HALFTAPE_HD constexpr float round_tf32(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const bool finite = (bits & 0x7f80'0000U) != 0x7f80'0000U;
+  const std::uint32_t rounded = (bits + 0xfffU + (bits >> 13 & 1U)) & ~0x1fffU;
+  return finite ? std::bit_cast<float>(rounded) : x;
+}
+
 HALFTAPE_HD constexpr double Format::overflow_limit() const {
   if (p == 53) {
     return std::numeric_limits<double>::infinity();

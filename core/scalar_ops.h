@@ -16,6 +16,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "halftape/core/format.h"
 #include "halftape/core/host_device.h"
 
 namespace halftape {

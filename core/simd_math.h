@@ -516,6 +516,16 @@ HALFTAPE_SIMD_LIBRARY(erf)
 #undef HALFTAPE_SIMD_OWN
 #undef HALFTAPE_SIMD_LIBRARY
 
+HWY_INLINE Simd<float> round_tf32(Simd<float> x) {
+  using namespace simd_f32;
+  const IntVec even = hn::And(hn::ShiftRight<13>(bits(x)), set(1));
+  const IntVec rounded = hn::And(hn::Add(bits(x), hn::Add(set(0xfff), even)), set(~0x1fff));
+  return select(fabs(x) < F32(std::numeric_limits<double>::infinity()), from_bits(rounded), x);
+}
+HWY_INLINE Simd<double> round_tf32(Simd<double> x) {
+  return lane_by_lane([](double a) { return halftape::round_tf32(a); }, x);
+}
+
 template <class T>
 HWY_INLINE Simd<T> pow(Simd<T> x, Simd<T> y) {
   alignas(64) T a[Simd<T>::lanes], b[Simd<T>::lanes];

@@ -1,9 +1,10 @@
 // How rounding errors grow with the number of steps: experiment 2 of the paper (Figure 3).
 //
-// The flow of examples/cnf.cpp with frozen weights (hypernetwork with tanh), 16 points of 2spirals,
-// t from 0 to 1 in N steps, loss -mean(log N(z(1); 0, I) + l(1)). Each run is compared with the
-// same method and N in f64, so that only rounding is seen: relative 2-norm errors of the whole
-// trajectory and of the gradients by initial state and by the six tensors of the hypernetwork.
+// The flow of examples/cnf.cpp with frozen weights (hypernetwork with tanh), batches of 16 points
+// of 2spirals, t from 0 to 1 in N steps, loss -mean(log N(z(1); 0, I) + l(1)). Each run is compared
+// with the same method and N in f64, so that only rounding is seen: relative 2-norm errors of the
+// whole trajectory and of the gradients by initial state and by the six tensors of the
+// hypernetwork.
 //   mixed     f16 or bf16 velocity and stored states, sums in f32 (the method)
 //   uniform   f16 in every role: states and adjoints are summed in f16, too
 #include <fmt/format.h>
@@ -30,6 +31,7 @@ namespace {
 struct RoundoffOptions {
   std::string weights;  // checkpoint of a cnf run
   std::int64_t largest = 4096;
+  std::int64_t batches = 15;
 };
 
 constexpr int width = 128;
@@ -128,6 +130,11 @@ Metrics errors(const Solved& solved, const Solved& exact) {
   return result;
 }
 
+double median(std::vector<double> x) {
+  std::sort(x.begin(), x.end());
+  return 0.5 * (x[(x.size() - 1) / 2] + x[x.size() / 2]);
+}
+
 // Slope of log error over log N, least squares.
 double slope(const std::vector<double>& n, const std::vector<double>& error) {
   double sx = 0, sy = 0, sxx = 0, sxy = 0;
@@ -156,7 +163,10 @@ void run(const Options& options, const RoundoffOptions& own) {
     Parameter wide = in_f64.parameters()[p];
     wide.set_value(flow.parameters()[p].value().to(DType::f64));
   }
-  const Tensor points = sample(ToyDensity::two_spirals, options.batch, random);
+  std::vector<Tensor> batches;
+  for (std::int64_t k = 0; k < own.batches; ++k) {
+    batches.push_back(sample(ToyDensity::two_spirals, options.batch, random));
+  }
 
   std::vector<int> counts;
   for (const int n : {64, 100, 128, 256, 512, 1000, 1024, 2048, 4096}) {
@@ -172,13 +182,21 @@ void run(const Options& options, const RoundoffOptions& own) {
     std::int64_t done = 0;
     for (const std::string& method : methods) {
       for (const int steps : counts) {
-        const Solved exact =
-            solve(in_f64, points, method, steps, Precision::uniform(DType::f64), Scaling::none());
-        for (const Setting& setting : settings()) {
-          const Solved solved =
-              solve(flow, points, method, steps, setting.precision, setting.scaling);
-          for (const auto& [metric, error] : errors(solved, exact)) {
-            curves[method][setting.name][metric].push_back(error);
+        std::map<std::string, std::map<std::string, std::vector<double>>> by_batch;
+        for (const Tensor& points : batches) {
+          const Solved exact =
+              solve(in_f64, points, method, steps, Precision::uniform(DType::f64), Scaling::none());
+          for (const Setting& setting : settings()) {
+            const Solved solved =
+                solve(flow, points, method, steps, setting.precision, setting.scaling);
+            for (const auto& [metric, error] : errors(solved, exact)) {
+              by_batch[setting.name][metric].push_back(error);
+            }
+          }
+        }
+        for (const auto& [setting, metrics] : by_batch) {
+          for (const auto& [metric, error] : metrics) {
+            curves[method][setting][metric].push_back(median(error));
           }
         }
         progress.update(++done, fmt::format("{} N = {}", method, steps));
@@ -188,8 +206,8 @@ void run(const Options& options, const RoundoffOptions& own) {
 
   const std::vector<double> n(counts.begin(), counts.end());
   Picture picture{.title = "rounding error against the number of steps N", .columns = 3};
-  fmt::print("roundoff: {} points, N = {} .. {}; error at the first and last N, slope over N\n",
-             options.batch, counts.front(), counts.back());
+  fmt::print("roundoff: {} batches of {} points, N = {} .. {}; error at both ends, slope over N\n",
+             batches.size(), options.batch, counts.front(), counts.back());
   Json figures = Json::array();
   for (const std::string& method : methods) {
     for (const Setting& setting : settings()) {
@@ -253,10 +271,14 @@ int main(int argc, char** argv) {
   spec.own_flags = {{.name = "--weights",
                      .value = &own.weights,
                      .help = "checkpoint of a cnf run; without, a flow is trained here"},
+                    {.name = "--batches",
+                     .value = &own.batches,
+                     .help = "batches, of whose errors the median is shown"},
                     {.name = "--largest", .value = &own.largest, .help = "largest N", .least = 64}};
   spec.quick = [&](Options& options) {
     options.iterations = 20;
     own.largest = 512;
+    own.batches = 2;
   };
   return run_example(spec, argc, argv, [&](const Options& options) { run(options, own); });
 }

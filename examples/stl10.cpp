@@ -36,8 +36,8 @@ namespace {
 std::int64_t width = 8;
 std::int64_t side = 32;
 std::int64_t image_count = 5000;  // of the stand-in
-double learning_rate = 0.2;
-double kernel_deviation = 0.05;
+double learning_rate = 0.05;
+double kernel_deviation = 0.02;
 double clip = 1.0;
 
 struct Data {

@@ -223,9 +223,6 @@ std::string reason_against_tiles(const Solve& solve) {
   if (wider(p.compute, p.accumulate) != p.accumulate) {
     return "the velocity is wider than the sums";
   }
-  if (p.matmul != MatmulMode::ieee) {
-    return "products in tf32";
-  }
   if (o.store_every != 1) {
     return "store_every > 1";
   }

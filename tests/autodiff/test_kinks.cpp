@@ -169,8 +169,8 @@ TEST_CASE(
     if (def.no_gradient == 0b11 || def.name == "where") {
       continue;
     }
-    const bool linear =
-        def.name == "neg" || def.name == "add" || def.name == "sub" || def.name == "mul";
+    const bool linear = def.name == "neg" || def.name == "add" || def.name == "sub" ||
+                        def.name == "mul" || def.name == "round_tf32";
     CAPTURE(def.name);
     for (int k = 0; k < def.arity; ++k) {
       CAPTURE(k);

@@ -62,6 +62,7 @@ using Reads = std::vector<std::string>;  // value, then the pullback of each ope
 
 const std::map<std::string, Reads> expected_reads = {
     {"neg", {"x", "g"}},
+    {"round_tf32", {"x", "g"}},
     {"abs", {"x", "xg"}},
     {"square", {"x", "xg"}},
     {"exp", {"x", "yg"}},

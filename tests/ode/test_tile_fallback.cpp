@@ -321,9 +321,6 @@ TEST_CASE("what tiles cannot do is run step by step, with the reason") {
   options.on_step = [](const StepInfo&) {};
   check(options, "on_step wants to see every step");
   options = plain;
-  options.precision = Precision::tf32();
-  check(options, "products in tf32 have no tile form");
-  options = plain;
   options.precision = Precision::uniform(DType::f16);
   check(options, "sums are carried in different dtypes");
   options = plain;

@@ -292,20 +292,30 @@ double error_of(const Tensor& got, const Tensor& want, double scale) {
   return std::sqrt(d) / std::max(std::sqrt(size), 0.01 * scale);
 }
 
-TEST_CASE("in f16 and bf16, tiles are as near to the f64 solve as the interpreter is") {
+double unit_roundoff_of(std::string_view name) {
+  for (const NamedFormat& known : format_table) {
+    if (known.name == name) {
+      return known.format.unit_roundoff();
+    }
+  }
+  return NAN;
+}
+
+TEST_CASE("in f16, bf16 and tf32, tiles are as near to the f64 solve as the interpreter is") {
   const OneThread one;
   int in_tiles = 0;
   int compared = 0;
   constexpr int cases = 140;
-  for (const DType dtype : {DType::f16, DType::bf16}) {
+  for (const char* precision : {"f16", "bf16", "tf32"}) {
+    const double unit_roundoff = unit_roundoff_of(precision);
     for (int seed = 0; seed < cases; ++seed) {
       for (const Smooth smooth : {Smooth::yes, Smooth::no}) {
-        CAPTURE(name(dtype));
+        CAPTURE(precision);
         CAPTURE(seed);
         CAPTURE(int(smooth));
         Case c = random_case(2000 + seed, smooth);
         const Solved exact = solve_by(Tier::interpreter, c.velocity.problem, c.options);
-        c.options.precision = Precision::mixed(dtype);
+        c.options.precision = Precision::parse(precision);
         const Problem problem = in_dtype(c.velocity.problem, DType::f32);
         const Solved tiles = solve_by(Tier::automatic, problem, c.options);
         const Solved steps = solve_by(Tier::interpreter, problem, c.options);
@@ -323,12 +333,31 @@ TEST_CASE("in f16 and bf16, tiles are as near to the f64 solve as the interprete
         for (std::size_t k = 0; k < x.size(); ++k) {
           CAPTURE(k);
           const double interpreter = std::max(error_of(b[k], x[k], scale), std::sqrt(mean_square));
-          CHECK(error_of(a[k], x[k], scale) <= 2 * interpreter + 4 * facts(dtype).unit_roundoff);
+          CHECK(error_of(a[k], x[k], scale) <= 2 * interpreter + 4 * unit_roundoff);
         }
       }
     }
   }
   CHECK(in_tiles >= compared * 9 / 10);
+}
+
+TEST_CASE("products in tf32 round both operands, forwards and backwards") {
+  // One number a row, so that each product rounds once and tiles have the interpreter's bits.
+  const Problem problem =
+      in_dtype(problem_of([](const Var&, const Var& y, Theta p) { return matmul(y, p[0]) * y; },
+                          {40, 1}, {f64({1, 1}, 2)}),
+               DType::f32);
+  const OdeOptions tf32 = options_for("rk4", Precision::tf32());
+  const Solved tiles = solve_by(Tier::tiles, problem, tf32);
+  const Solved steps = solve_by(Tier::interpreter, problem, tf32);
+  CHECK(same_bits(tiles.y[0], steps.y[0]));
+  CHECK(same_bits(tiles.y0_bar[0], steps.y0_bar[0]));
+  CHECK(relative_error(tiles.theta_bar[0], steps.theta_bar[0]) <= 1e-6);
+  const Solved f32 =
+      solve_by(Tier::tiles, problem, options_for("rk4", Precision::uniform(DType::f32)));
+  CHECK(relative_error(tiles.y[0], f32.y[0]) > 1e-6);
+  CHECK(relative_error(tiles.y0_bar[0], f32.y0_bar[0]) > 1e-6);
+  CHECK(relative_error(tiles.theta_bar[0], f32.theta_bar[0]) > 1e-6);
 }
 
 TEST_CASE("on every instruction set, random velocities in tiles equal the interpreter") {

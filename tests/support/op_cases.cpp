@@ -33,6 +33,12 @@ struct Elementwise {
 Real sigmoid(Real x) { return 1 / (1 + std::exp(-x)); }
 Real normal_cdf(Real x) { return std::erfc(-x / std::sqrt(Real(2))) / 2; }
 
+Real to_eleven_bits(Real x) {
+  int exponent = 0;
+  const Real significand = std::frexp(x, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(significand, 11)), exponent - 11);
+}
+
 const std::map<std::string_view, Elementwise>& elementwise_table() {
   const Domain all{}, positive{0.25, 3};
   static const std::map<std::string_view, Elementwise> table{
@@ -53,6 +59,7 @@ const std::map<std::string_view, Elementwise>& elementwise_table() {
       {"erf", {[](Args x) { return std::erf(x[0]); }, {all}}},
       {"gelu", {[](Args x) { return x[0] * normal_cdf(x[0]); }, {{-4, 4}}}},
       {"silu", {[](Args x) { return x[0] * sigmoid(x[0]); }, {{-5, 5}}}},
+      {"round_tf32", {[](Args x) { return to_eleven_bits(x[0]); }, {all}}},
       {"add", {[](Args x) { return x[0] + x[1]; }, {all}}},
       {"sub", {[](Args x) { return x[0] - x[1]; }, {all}}},
       {"mul", {[](Args x) { return x[0] * x[1]; }, {all}}},
@@ -655,6 +662,7 @@ bool is_elementwise(const OpDef& op) {
 }
 
 bool has_gradient(const OpDef& op) { return op.pullback != nullptr; }
+bool is_staircase(const OpDef& op) { return &op == &ops::round_tf32(); }
 
 std::vector<OpCase> op_cases(const OpDef& op) {
   if (is_elementwise(op)) {

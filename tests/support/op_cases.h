@@ -29,6 +29,8 @@ std::vector<OpCase> op_cases(const OpDef& op);
 bool is_elementwise(const OpDef& op);
 // A comparison, argmax, stop_gradient: nothing to differentiate.
 bool has_gradient(const OpDef& op);
+// Its differences are not what its pullback says: gradients pass as if it did not round.
+bool is_staircase(const OpDef& op);
 
 // Inputs rounded to `dtype`; masks and indices as they are.
 std::vector<Tensor> rounded(std::span<const Tensor> inputs, DType dtype);

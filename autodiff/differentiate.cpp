@@ -1,6 +1,7 @@
 #include "halftape/autodiff/differentiate.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <unordered_set>
 
@@ -155,7 +156,7 @@ void remove_dead_code(Program& program, std::span<const ValueId> keep) {
   instructions.erase(instructions.begin(), instructions.begin() + std::ptrdiff_t(kept));
 }
 
-void remove_common_subexpressions(Program& program) {
+std::vector<ValueId> remove_common_subexpressions(Program& program) {
   const auto hash = [&](const Instruction* i) {
     std::size_t h = reinterpret_cast<std::uintptr_t>(i->op) + std::size_t(i->attributes);
     for (const ValueId id : program.inputs_of(*i)) {
@@ -174,10 +175,11 @@ void remove_common_subexpressions(Program& program) {
   for (std::size_t v = 0; v < ids.size(); ++v) {
     ids[v] = ValueId(v);
   }
-  std::map<std::pair<DType, double>, ValueId> scalars;
+  std::map<std::pair<DType, std::uint64_t>, ValueId> scalars;  // by bits: 0 and -0 are two
   for (const Constant& c : program.constants) {
-    if (c.value.count() == 1 && c.value.shape().rank() == 0) {
-      const auto [found, is_new] = scalars.try_emplace({c.value.dtype(), c.value.item()}, c.id);
+    if (is_floating(c.value.dtype()) && c.value.shape().rank() == 0) {
+      const auto bits = std::bit_cast<std::uint64_t>(c.value.item());
+      const auto [found, is_new] = scalars.try_emplace({c.value.dtype(), bits}, c.id);
       ids[std::size_t(c.id)] = found->second;
     }
   }
@@ -203,6 +205,7 @@ void remove_common_subexpressions(Program& program) {
   for (ValueId& id : program.outputs) {
     id = ids[std::size_t(id)];
   }
+  return ids;
 }
 
 }  // namespace halftape

@@ -84,7 +84,8 @@ Derivative differentiate(const Program& program, std::span<const ValueId> output
 // Removes instructions that none of `keep` needs. Values keep their ids.
 void remove_dead_code(Program& program, std::span<const ValueId> keep);
 
-// Merges instructions that compute the same from the same values. Values keep their ids.
-void remove_common_subexpressions(Program& program);
+// Merges instructions that compute the same from the same values. Values keep their ids. Returns
+// for each value the one that is computed in its stead, or itself.
+std::vector<ValueId> remove_common_subexpressions(Program& program);
 
 }  // namespace halftape

@@ -1,6 +1,7 @@
 #include "halftape/autodiff/gradient_replay.h"
 
 #include "halftape/autodiff/differentiate.h"
+#include "halftape/autodiff/planner.h"
 #include "halftape/core/check.h"
 
 namespace halftape {
@@ -54,8 +55,14 @@ void GradientReplay::record(std::span<const Tensor> inputs) {
   Derivative derivative = differentiate(program, {&output, 1}, wrt);
   const ValueId seed = derivative.seeds[0];
   const Type seed_type = derivative.program.type(seed);
-  auto replay =
-      std::make_unique<Replay>(std::make_shared<const Program>(std::move(derivative.program)));
+  PlanRequest kept{.keep = {output}};
+  for (const ValueId id : derivative.cotangents) {
+    if (id != no_value) {
+      kept.keep.push_back(id);
+    }
+  }
+  auto replay = std::make_unique<Replay>(
+      plan_replay(std::make_shared<const Program>(std::move(derivative.program)), kept));
   replay->set(seed, Tensor::full(seed_type.shape, 1.0, seed_type.dtype));
   for (const ValueId id : program.inputs) {  // also leaves that ops have made: times of a solve
     replay->set(id, tape.value(id));

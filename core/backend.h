@@ -24,7 +24,19 @@ enum class MatmulMode : std::uint8_t { ieee, tf32 };  // tf32: f32 operands roun
 struct MapOperand {
   ConstArray array;
   Shape shape;
+  int block = -1;  // in a chain, not negative: the result an earlier op left in this block
 };
+
+// One op of a chain: an elementwise op, or a cast. Its result is an array, or stays in a block of
+// memory that holds the present stretch of elements only (dst has no data then).
+struct MapOp {
+  bool is_cast = false;
+  MapCode code{};
+  Array dst;
+  int block = -1;
+  std::span<const MapOperand> operands;
+};
+inline constexpr int max_chain_ops = 16, max_chain_blocks = 8;
 
 struct Term {
   double coefficient;
@@ -67,6 +79,10 @@ class Backend {
   // dst[i] = f(operands[i]..) with NumPy broadcasting of the operands to `shape`.
   virtual void map(MapCode code, Array dst, const Shape& shape,
                    std::span<const MapOperand> operands) = 0;
+  // The same results as the ops one by one, a stretch of elements at a time. Operands that earlier
+  // ops of the chain make have the chain's shape; an op may write over an array of that shape that
+  // no later op reads.
+  virtual void map_chain(std::span<const MapOp> chain, const Shape& shape) = 0;
   // Reduces the axes of `shape` whose bit is set; `scale` multiplies a sum. argmax gives i64 and
   // reduces one axis.
   virtual void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,

@@ -29,6 +29,63 @@ void require_index(const char* op, std::int64_t index, std::int64_t size) {
   }
 }
 
+// Without a sign the bits of finite numbers order as they do, and those of the others come after:
+// one pass over them as integers. False when something is not finite.
+template <class Int>
+bool finite_statistics(const Int* x, std::int64_t n, Int first_not_finite, Int& largest,
+                       std::int64_t& zeros) {
+  constexpr std::int64_t few = 128;  // what a count of one byte can hold
+  largest = 0;
+  zeros = 0;
+  const auto look = [&](const Int* at, auto count) {
+    Int most = 0;
+    std::make_unsigned_t<Int> none = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Int m = Int(at[i] & std::numeric_limits<Int>::max());
+      most = std::max(most, m);
+      none = std::make_unsigned_t<Int>(none + (m == 0));
+    }
+    largest = std::max(largest, most);
+    zeros += none;
+  };
+  const std::int64_t whole = n / few * few;
+  for (std::int64_t first = 0; first < whole; first += few) {
+    look(x + first, std::integral_constant<std::int64_t, few>());  // on vectors
+  }
+  look(x + whole, n - whole);
+  return largest < first_not_finite;
+}
+
+bool finite_statistics(ConstArray src, Statistics& result) {
+  const auto look = [&]<class Int>(Int first_not_finite) {
+    Int largest;
+    const bool finite = finite_statistics(static_cast<const Int*>(src.data), src.count,
+                                          first_not_finite, largest, result.zeros);
+    if (finite) {
+      convert(src.dtype, &largest, DType::f64, &result.max_abs, 1);
+    } else {
+      result = {};
+    }
+    return finite;
+  };
+  switch (src.dtype) {
+    case DType::f64:
+      return look(std::int64_t{0x7ff0'0000'0000'0000});
+    case DType::f32:
+      return look(std::int32_t{0x7f80'0000});
+    case DType::f16:
+      return look(std::int16_t{0x7c00});
+    case DType::bf16:
+      return look(std::int16_t{0x7f80});
+    case DType::e5m2:
+      return look(std::int8_t{0x7c});
+    case DType::e4m3:
+      return look(std::int8_t{0x7f});  // it has no infinities
+    default:
+      return false;
+  }
+}
+
 class CpuBackend final : public Backend {
  public:
   void* allocate(std::int64_t bytes) override {
@@ -68,7 +125,11 @@ class CpuBackend final : public Backend {
 
   void map(MapCode code, Array dst, const Shape& shape,
            std::span<const MapOperand> operands) override {
-    cpu::map(code, dst, shape, operands);
+    const MapOp op{false, code, dst, -1, operands};
+    cpu::map_chain({&op, 1}, shape);
+  }
+  void map_chain(std::span<const MapOp> chain, const Shape& shape) override {
+    cpu::map_chain(chain, shape);
   }
   void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
               double scale) override {
@@ -194,6 +255,9 @@ class CpuBackend final : public Backend {
 
   Statistics statistics(ConstArray src) override {
     Statistics result;
+    if (finite_statistics(src, result)) {
+      return result;
+    }
     double scratch[cpu::block];
     for (std::int64_t first = 0; first < src.count; first += cpu::block) {
       const std::int64_t n = std::min(cpu::block, src.count - first);

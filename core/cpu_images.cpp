@@ -103,7 +103,20 @@ T sum(std::int64_t n, Term&& term) {
   return total;
 }
 
-// The elements of one group of [outer, groups, inner], one after the other.
+// A group of [outer, groups, inner] has stretches of `inner` elements. Where they are short, arrays
+// that are not T are converted as a whole: a call for each stretch would cost more than its work.
+bool in_short_stretches(const NormSizes& s) { return s.outer > 1 && s.inner < 64; }
+template <class T>
+ConstArray widened(ConstArray a, const NormSizes& s, std::vector<T>& room) {
+  if (a.dtype == dtype_of<T> || !in_short_stretches(s)) {
+    return a;
+  }
+  room.resize(std::size_t(a.count));
+  convert(a.dtype, a.data, dtype_of<T>, room.data(), a.count);
+  return {dtype_of<T>, room.data(), a.count};
+}
+
+// The elements of one group, one after the other.
 template <class T>
 const T* load_group(ConstArray a, const NormSizes& s, std::int64_t group, std::vector<T>& scratch) {
   if (s.outer == 1 && a.dtype == dtype_of<T>) {
@@ -111,33 +124,65 @@ const T* load_group(ConstArray a, const NormSizes& s, std::int64_t group, std::v
   }
   scratch.resize(std::size_t(s.outer * s.inner));
   for (std::int64_t o = 0; o < s.outer; ++o) {
-    convert(a.dtype, at(a, (o * s.groups + group) * s.inner), dtype_of<T>,
-            scratch.data() + o * s.inner, s.inner);
+    const std::int64_t first = (o * s.groups + group) * s.inner;
+    T* const to = scratch.data() + o * s.inner;
+    if (a.dtype == dtype_of<T>) {
+      const T* const from = static_cast<const T*>(a.data) + first;
+      for (std::int64_t i = 0; i < s.inner; ++i) {
+        to[i] = from[i];
+      }
+    } else {
+      convert(a.dtype, at(a, first), dtype_of<T>, to, s.inner);
+    }
   }
   return scratch.data();
 }
 template <class T>
 void store_group(Array a, const NormSizes& s, std::int64_t group, const T* values) {
   for (std::int64_t o = 0; o < s.outer; ++o) {
-    store(a, (o * s.groups + group) * s.inner, s.inner, values + o * s.inner);
+    const std::int64_t first = (o * s.groups + group) * s.inner;
+    if (a.dtype == dtype_of<T>) {
+      T* const to = static_cast<T*>(a.data) + first;
+      for (std::int64_t i = 0; i < s.inner; ++i) {
+        to[i] = values[o * s.inner + i];
+      }
+    } else {
+      store(a, first, s.inner, values + o * s.inner);
+    }
   }
+}
+
+// f(out) fills an array of `a`'s elements, in T where stretches are short; it is then rounded.
+template <class T, class F>
+void through_widened(Array a, const NormSizes& s, F&& f) {
+  if (a.dtype == dtype_of<T> || !in_short_stretches(s)) {
+    f(a);
+    return;
+  }
+  std::vector<T> room(static_cast<std::size_t>(a.count));
+  f(Array{dtype_of<T>, room.data(), a.count});
+  store(a, 0, a.count, room.data());
 }
 
 template <class T>
 void normalise_as(Array y, Array mean, Array inverse, ConstArray x, const NormSizes& s) {
   const std::int64_t n = s.outer * s.inner;
-  parallel_for(s.groups, 4 * s.groups * n, [&](std::int64_t group) {
-    std::vector<T> scratch, out(static_cast<std::size_t>(n));
-    const T* v = load_group(x, s, group, scratch);
-    const T m = sum<T>(n, [&](std::int64_t i) { return v[i]; }) / T(n);
-    const T variance = sum<T>(n, [&](std::int64_t i) { return (v[i] - m) * (v[i] - m); }) / T(n);
-    const T r = T(1.0 / std::sqrt(double(variance) + s.epsilon));
-    for (std::int64_t i = 0; i < n; ++i) {
-      out[std::size_t(i)] = (v[i] - m) * r;
-    }
-    store_group(y, s, group, out.data());
-    store(mean, group, 1, &m);
-    store(inverse, group, 1, &r);
+  std::vector<T> room;
+  x = widened(x, s, room);
+  through_widened<T>(y, s, [&](Array y_wide) {
+    parallel_for(s.groups, 4 * s.groups * n, [&](std::int64_t group) {
+      std::vector<T> scratch, out(static_cast<std::size_t>(n));
+      const T* v = load_group(x, s, group, scratch);
+      const T m = sum<T>(n, [&](std::int64_t i) { return v[i]; }) / T(n);
+      const T variance = sum<T>(n, [&](std::int64_t i) { return (v[i] - m) * (v[i] - m); }) / T(n);
+      const T r = T(1.0 / std::sqrt(double(variance) + s.epsilon));
+      for (std::int64_t i = 0; i < n; ++i) {
+        out[std::size_t(i)] = (v[i] - m) * r;
+      }
+      store_group(y_wide, s, group, out.data());
+      store(mean, group, 1, &m);
+      store(inverse, group, 1, &r);
+    });
   });
 }
 
@@ -145,18 +190,23 @@ template <class T>
 void normalise_pullback_as(Array x_bar, ConstArray y_bar, ConstArray y, ConstArray inverse,
                            const NormSizes& s) {
   const std::int64_t n = s.outer * s.inner;
-  parallel_for(s.groups, 4 * s.groups * n, [&](std::int64_t group) {
-    std::vector<T> y_bar_scratch, y_scratch, out(static_cast<std::size_t>(n));
-    const T* g = load_group(y_bar, s, group, y_bar_scratch);
-    const T* v = load_group(y, s, group, y_scratch);
-    T r_scratch;
-    const T r = *load(inverse, group, 1, &r_scratch);
-    const T g_mean = sum<T>(n, [&](std::int64_t i) { return g[i]; }) / T(n);
-    const T gy_mean = sum<T>(n, [&](std::int64_t i) { return g[i] * v[i]; }) / T(n);
-    for (std::int64_t i = 0; i < n; ++i) {
-      out[std::size_t(i)] = r * (g[i] - g_mean - v[i] * gy_mean);
-    }
-    store_group(x_bar, s, group, out.data());
+  std::vector<T> y_bar_room, y_room;
+  y_bar = widened(y_bar, s, y_bar_room);
+  y = widened(y, s, y_room);
+  through_widened<T>(x_bar, s, [&](Array x_bar_wide) {
+    parallel_for(s.groups, 4 * s.groups * n, [&](std::int64_t group) {
+      std::vector<T> y_bar_scratch, y_scratch, out(static_cast<std::size_t>(n));
+      const T* g = load_group(y_bar, s, group, y_bar_scratch);
+      const T* v = load_group(y, s, group, y_scratch);
+      T r_scratch;
+      const T r = *load(inverse, group, 1, &r_scratch);
+      const T g_mean = sum<T>(n, [&](std::int64_t i) { return g[i]; }) / T(n);
+      const T gy_mean = sum<T>(n, [&](std::int64_t i) { return g[i] * v[i]; }) / T(n);
+      for (std::int64_t i = 0; i < n; ++i) {
+        out[std::size_t(i)] = r * (g[i] - g_mean - v[i] * gy_mean);
+      }
+      store_group(x_bar_wide, s, group, out.data());
+    });
   });
 }
 

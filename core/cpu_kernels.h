@@ -82,6 +82,10 @@ inline constexpr int max_map_operands = 6;
 
 template <class T>  // float, double; nullptr where the op has no such derivative
 MapKernel<T> map_kernel(MapCode code);
+template <>
+MapKernel<float> map_kernel<float>(MapCode code);
+template <>
+MapKernel<double> map_kernel<double>(MapCode code);
 template <class T>  // the part of it that runs on vectors: values and pullbacks
 MapKernel<T> first_order_kernel(MapCode code);
 
@@ -104,7 +108,7 @@ LaneKernel<T> lane_kernel(MapCode code);
 // Values and pullbacks depend on all they read.
 unsigned operands_read(MapCode code);
 
-void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands);
+void map_chain(std::span<const MapOp> chain, const Shape& shape);
 void reduce(Reduction kind, Array dst, ConstArray src, const Shape& shape, unsigned axes,
             double scale);
 void strided_copy(Array dst, std::int64_t dst_offset, const Shape::Sizes& dst_strides,

@@ -88,9 +88,29 @@ constexpr auto table = function_table(static_cast<ScalarOps*>(nullptr));
 
 // How an operand meets the result's index space.
 struct Reader {
-  enum class Kind { same, scalar, broadcast } kind;
+  enum class Kind { same, scalar, broadcast, block, unread } kind;
   ConstArray array;
+  int block;
   Shape::Sizes strides;
+};
+
+// An op of a chain, ready to run on any stretch of elements.
+struct Step {
+  const MapOp* op;
+  bool any_f64;  // f64 is the kernel, else f32
+  MapKernel<float> f32;
+  MapKernel<double> f64;
+  Reader readers[max_map_operands];
+  std::int32_t advance[max_map_operands];
+
+  template <class T>
+  MapKernel<T> kernel() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return f64;
+    } else {
+      return f32;
+    }
+  }
 };
 
 // Elements [first, first + n) of an operand broadcast to `shape`, along runs of the last axis.
@@ -130,56 +150,89 @@ void load_broadcast(const Reader& reader, const Shape& shape, std::int64_t first
   }
 }
 
-template <class T>
-void map_as(MapKernel<T> kernel, Array dst, const Shape& shape,
-            std::span<const MapOperand> operands) {
-  Reader readers[max_map_operands];
-  std::int32_t advance[max_map_operands];
-  const int count = int(operands.size());
-  for (int k = 0; k < count; ++k) {
-    const MapOperand& operand = operands[k];
-    readers[k].array = operand.array;
-    advance[k] = 1;
-    if (operand.shape == shape) {
-      readers[k].kind = Reader::Kind::same;
+void prepare(const MapOp& op, const Shape& shape, Step& step) {
+  step.op = &op;
+  step.any_f64 = op.dst.dtype == DType::f64;
+  const unsigned reads = op.is_cast ? 1U : operands_read(op.code);
+  for (std::size_t k = 0; k < op.operands.size(); ++k) {
+    const MapOperand& operand = op.operands[k];
+    Reader& reader = step.readers[k];
+    // Integers up to 32 bits are exact in f64 only.
+    step.any_f64 |= operand.array.dtype == DType::f64 || operand.array.dtype == DType::i32;
+    reader.array = operand.array;
+    reader.block = operand.block;
+    step.advance[k] = 1;
+    if ((reads >> k & 1) == 0) {
+      reader.kind = Reader::Kind::unread;
+    } else if (operand.block >= 0) {
+      reader.kind = Reader::Kind::block;
+    } else if (operand.shape == shape) {
+      reader.kind = Reader::Kind::same;
     } else if (operand.shape.count() == 1) {
-      readers[k].kind = Reader::Kind::scalar;
-      advance[k] = 0;
+      reader.kind = Reader::Kind::scalar;
+      step.advance[k] = 0;
     } else {
-      readers[k].kind = Reader::Kind::broadcast;
-      readers[k].strides = broadcast_strides(operand.shape, shape);
+      reader.kind = Reader::Kind::broadcast;
+      reader.strides = broadcast_strides(operand.shape, shape);
     }
   }
-  const std::int64_t n = shape.count();
-  constexpr std::int64_t cost_per_element = 8;
-  parallel_for(block_count(n, block), n * cost_per_element, [&](std::int64_t b) {
-    alignas(64) T scratch[max_map_operands + 1][block];
-    const T* x[max_map_operands];
-    const std::int64_t first = b * block;
-    const std::int64_t size = std::min(block, n - first);
-    for (int k = 0; k < count; ++k) {
-      switch (readers[k].kind) {
-        case Reader::Kind::same:
-          x[k] = load(readers[k].array, first, size, scratch[k]);
-          break;
-        case Reader::Kind::scalar:
-          convert(readers[k].array.dtype, readers[k].array.data, dtype_of<T>, scratch[k], 1);
-          std::fill_n(scratch[k] + 1, splat_size<T> - 1, scratch[k][0]);
-          x[k] = scratch[k];
-          break;
-        case Reader::Kind::broadcast:
-          load_broadcast(readers[k], shape, first, size, scratch[k]);
-          x[k] = scratch[k];
-          break;
-      }
+  if (op.is_cast) {
+    return;
+  }
+  if (step.any_f64) {
+    step.f64 = map_kernel<double>(op.code);
+  } else {
+    step.f32 = map_kernel<float>(op.code);
+  }
+}
+
+using Blocks = std::byte (*)[block * std::int64_t{sizeof(double)}];
+
+// The result's elements from `first` on, in its array or block.
+Array result_of(const MapOp& op, std::int64_t first, std::int64_t n, Blocks blocks) {
+  return {op.dst.dtype, op.block >= 0 ? static_cast<void*>(blocks[op.block]) : at(op.dst, first),
+          n};
+}
+ConstArray operand_of(const Reader& reader, std::int64_t first, std::int64_t n, Blocks blocks) {
+  return {reader.array.dtype,
+          reader.kind == Reader::Kind::block ? static_cast<void*>(blocks[reader.block])
+                                             : at(reader.array, first),
+          n};
+}
+
+template <class T>
+void run_step(const Step& step, const Shape& shape, std::int64_t first, std::int64_t size,
+              Blocks blocks) {
+  alignas(64) T scratch[max_map_operands + 1][block];
+  const T* x[max_map_operands] = {};
+  for (std::size_t k = 0; k < step.op->operands.size(); ++k) {
+    const Reader& reader = step.readers[k];
+    switch (reader.kind) {
+      case Reader::Kind::same:
+      case Reader::Kind::block:
+        x[k] = load(operand_of(reader, first, size, blocks), 0, size, scratch[k]);
+        break;
+      case Reader::Kind::scalar:
+        convert(reader.array.dtype, reader.array.data, dtype_of<T>, scratch[k], 1);
+        std::fill_n(scratch[k] + 1, splat_size<T> - 1, scratch[k][0]);
+        x[k] = scratch[k];
+        break;
+      case Reader::Kind::broadcast:
+        load_broadcast(reader, shape, first, size, scratch[k]);
+        x[k] = scratch[k];
+        break;
+      case Reader::Kind::unread:
+        x[k] = scratch[k];
+        break;
     }
-    if (dst.dtype == dtype_of<T>) {
-      kernel(x, advance, reinterpret_cast<T*>(at(dst, first)), size);
-    } else {
-      kernel(x, advance, scratch[max_map_operands], size);
-      store(dst, first, size, scratch[max_map_operands]);
-    }
-  });
+  }
+  const Array dst = result_of(*step.op, first, size, blocks);
+  if (dst.dtype == dtype_of<T>) {
+    step.kernel<T>()(x, step.advance, static_cast<T*>(dst.data), size);
+  } else {
+    step.kernel<T>()(x, step.advance, scratch[max_map_operands], size);
+    store(dst, 0, size, scratch[max_map_operands]);
+  }
 }
 
 }  // namespace
@@ -200,15 +253,29 @@ unsigned operands_read(MapCode code) {
   return code.second < 0 ? op.reads[1 + code.wrt] : op.second_reads[code.wrt][code.second];
 }
 
-void map(MapCode code, Array dst, const Shape& shape, std::span<const MapOperand> operands) {
-  bool any_f64 = dst.dtype == DType::f64;
-  for (const MapOperand& operand : operands) {
-    // Integers up to 32 bits are exact in f64 only.
-    any_f64 |= operand.array.dtype == DType::f64 || operand.array.dtype == DType::i32;
+void map_chain(std::span<const MapOp> chain, const Shape& shape) {
+  Step steps[max_chain_ops];
+  for (std::size_t i = 0; i < chain.size(); ++i) {
+    prepare(chain[i], shape, steps[i]);
   }
-  with_arithmetic(any_f64, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    map_as<T>(map_kernel<T>(code), dst, shape, operands);
+  const std::int64_t n = shape.count();
+  const std::int64_t cost_per_element = 8 * std::int64_t(chain.size());
+  parallel_for(block_count(n, block), n * cost_per_element, [&](std::int64_t b) {
+    alignas(64) std::byte blocks[max_chain_blocks][block * std::int64_t{sizeof(double)}];
+    const std::int64_t first = b * block;
+    const std::int64_t size = std::min(block, n - first);
+    for (std::size_t i = 0; i < chain.size(); ++i) {
+      const Step& step = steps[i];
+      if (chain[i].is_cast) {
+        const Array dst = result_of(chain[i], first, size, blocks);
+        const ConstArray src = operand_of(step.readers[0], first, size, blocks);
+        convert(src.dtype, src.data, dst.dtype, dst.data, size);
+      } else if (step.any_f64) {
+        run_step<double>(step, shape, first, size, blocks);
+      } else {
+        run_step<float>(step, shape, first, size, blocks);
+      }
+    }
   });
 }
 

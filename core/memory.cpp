@@ -78,7 +78,19 @@ Buffer::Buffer(std::int64_t bytes, Room)
       device_(Device::cpu()),
       has_room_(true) {}
 
+Buffer::Buffer(Buffer& whole, std::int64_t offset, std::int64_t bytes)
+    : data_(static_cast<char*>(whole.data_) + offset),
+      bytes_(bytes),
+      device_(whole.device_),
+      whole_(&whole) {
+  whole.owners_.fetch_add(1);
+}
+
 Buffer::~Buffer() {
+  if (whole_ != nullptr) {
+    SharedBuffer::release(whole_);
+    return;
+  }
   if (!has_room_) {
     backend(device_).free(data_, bytes_);
   }
@@ -94,6 +106,9 @@ SharedBuffer::SharedBuffer(std::int64_t bytes, Device device) {
     buffer_ = new Buffer(bytes, device);
   }
 }
+
+SharedBuffer::SharedBuffer(const SharedBuffer& whole, std::int64_t offset, std::int64_t bytes)
+    : buffer_(new Buffer(*whole.buffer_, offset, bytes)) {}
 
 namespace {
 bool is_large(std::size_t bytes) { return bytes >= std::size_t(4) << 20; }

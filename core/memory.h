@@ -44,6 +44,8 @@ class Buffer {
     std::size_t bytes;
   };
   Buffer(std::int64_t bytes, Room);
+  // Bytes of another buffer, which it keeps alive. Not counted: they are counted already.
+  Buffer(Buffer& whole, std::int64_t offset, std::int64_t bytes);
   static void* operator new(std::size_t size) { return ::operator new(size); }
   static void* operator new(std::size_t size, Room room) {
     return ::operator new(size + room.bytes);
@@ -55,6 +57,7 @@ class Buffer {
   std::int64_t bytes_;
   Device device_;
   bool has_room_ = false;
+  Buffer* whole_ = nullptr;
   std::atomic<int> owners_{1};
 };
 
@@ -63,6 +66,8 @@ class SharedBuffer {
  public:
   SharedBuffer() = default;
   SharedBuffer(std::int64_t bytes, Device device);
+  // Part of `whole`; not shared itself, though its memory is. For places in an arena.
+  SharedBuffer(const SharedBuffer& whole, std::int64_t offset, std::int64_t bytes);
   SharedBuffer(const SharedBuffer& other) : buffer_(other.buffer_) {
     if (buffer_ != nullptr) {
       buffer_->owners_.fetch_add(1, std::memory_order_relaxed);
@@ -73,11 +78,7 @@ class SharedBuffer {
     std::swap(buffer_, other.buffer_);
     return *this;
   }
-  ~SharedBuffer() {
-    if (buffer_ != nullptr && (!shared() || buffer_->owners_.fetch_sub(1) == 1)) {
-      delete buffer_;
-    }
-  }
+  ~SharedBuffer() { release(buffer_); }
   explicit operator bool() const { return buffer_ != nullptr; }
   const Buffer* operator->() const { return buffer_; }
   bool shared() const {
@@ -85,6 +86,13 @@ class SharedBuffer {
   }
 
  private:
+  friend class Buffer;
+  static void release(Buffer* buffer) {
+    if (buffer != nullptr && (buffer->owners_.load(std::memory_order_acquire) == 1 ||
+                              buffer->owners_.fetch_sub(1) == 1)) {
+      delete buffer;
+    }
+  }
   Buffer* buffer_ = nullptr;
 };
 

@@ -174,11 +174,19 @@ void require_unchanged_constants(const Program& program) {
   }
 }
 
-namespace {
-
 std::string label(const Program& program, ValueId id) {
   const std::string& name = program.name(id);
   return name.empty() ? fmt::format("%{}", id) : fmt::format("%{}:{}", id, name);
+}
+
+namespace {
+
+std::string labels(const Program& program, std::span<const ValueId> ids) {
+  std::vector<std::string> texts;
+  for (const ValueId id : ids) {
+    texts.push_back(label(program, id));
+  }
+  return fmt::format("{}", fmt::join(texts, ", "));
 }
 
 std::string constant_text(const Program& program, ValueId id) {
@@ -190,15 +198,12 @@ std::string constant_text(const Program& program, ValueId id) {
   return {};
 }
 
-std::string labels(const Program& program, std::span<const ValueId> ids) {
-  std::vector<std::string> texts;
-  for (const ValueId id : ids) {
-    texts.push_back(label(program, id));
-  }
-  return fmt::format("{}", fmt::join(texts, ", "));
-}
-
 }  // namespace
+
+std::string print(const Program& program, const Instruction& instruction) {
+  return fmt::format("{} = {} {}", labels(program, program.outputs_of(instruction)),
+                     instruction.op->name, labels(program, program.inputs_of(instruction)));
+}
 
 std::string print(const Program& program) {
   std::string text;
@@ -210,12 +215,8 @@ std::string print(const Program& program) {
     }
   }
   for (const Instruction& instruction : program.instructions) {
-    const auto outputs = program.outputs_of(instruction);
-    const std::string left =
-        fmt::format("{} = {} {}", labels(program, outputs), instruction.op->name,
-                    labels(program, program.inputs_of(instruction)));
-    text += fmt::format("{:<44} {} {}\n", left, program.type(outputs[0]).dtype,
-                        program.type(outputs[0]).shape);
+    const Type& type = program.type(program.outputs_of(instruction)[0]);
+    text += fmt::format("{:<44} {} {}\n", print(program, instruction), type.dtype, type.shape);
   }
   if (!program.outputs.empty()) {
     text += fmt::format("outputs: {}\n", labels(program, program.outputs));

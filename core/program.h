@@ -151,6 +151,8 @@ struct Program {
   std::vector<std::int32_t> alike_;
 };
 
+std::string label(const Program& program, ValueId id);  // "%5", or "%0:y" where it has a name
+std::string print(const Program& program, const Instruction& instruction);  // "%5 = tanh %4"
 // Text, one line an instruction: "%5 = tanh %4    f16 [20, 50]".
 std::string print(const Program& program);
 // Graphviz "dot" source with dtype, shape and role on each value.

@@ -19,6 +19,14 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   return result;
 }
 
+Tensor Tensor::place(const Tensor& arena, std::int64_t offset, const Shape& shape, DType dtype) {
+  Tensor result;
+  result.buffer_ = SharedBuffer(arena.buffer_, offset, shape.count() * size_of(dtype));
+  result.shape_ = shape;
+  result.dtype_ = dtype;
+  return result;
+}
+
 Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
   Tensor result = empty(shape, dtype, device);
   backend(device).fill(result.write(), value);

@@ -47,6 +47,10 @@ class Tensor {
     return from(shape, std::span<const double>(values.begin(), values.size()), dtype);
   }
 
+  // A place in another tensor's memory, `offset` bytes in: writing to the one changes the other.
+  // For code that has planned what is where (autodiff/planner.h).
+  static Tensor place(const Tensor& arena, std::int64_t offset, const Shape& shape, DType dtype);
+
   bool defined() const { return bool(buffer_); }
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }

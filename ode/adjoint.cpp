@@ -66,8 +66,9 @@ class Sweep {
         theta_(solve, inputs),
         point_bar_(std::size_t(grid.steps()) + 1),
         next_saved_(int(solve.saved.size())) {
+    const Tensor scratch = Stage::scratch_of(solve, Stage::Kind::vjp);
     for (int s = 0; s < solve.options.method.stages(); ++s) {
-      stages_.emplace_back(solve, inputs, Stage::Kind::vjp);
+      stages_.emplace_back(solve, inputs, Stage::Kind::vjp, scratch);
     }
     for (const ComponentFormat& c : solve.components) {
       a_.push_back(Tensor::zeros(c.shape, solve.precision().adjoint));
@@ -299,8 +300,9 @@ SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
   ScaledVjp scaled(solve);
   ParameterSums theta(solve, inputs);
   std::vector<Stage> stages;
+  const Tensor scratch = Stage::scratch_of(solve, Stage::Kind::vjp);
   for (int s = 0; s < m.stages(); ++s) {
-    stages.emplace_back(solve, inputs, Stage::Kind::vjp);
+    stages.emplace_back(solve, inputs, Stage::Kind::vjp, scratch);
   }
   std::vector<Tensor> y, a, a_stage;
   for (std::size_t c = 0; c < components; ++c) {

@@ -83,20 +83,30 @@ void require_same_parameters(const Solve& solve, const VelocityPlan& plan, doubl
 
 // --- Stage ---
 
-Stage::Stage(const Solve& solve, const SolveInputs& inputs, Kind kind)
+namespace {
+
+const std::shared_ptr<const Plan>& planned(const VelocityPlan& plan, Stage::Kind kind) {
+  return kind == Stage::Kind::forward ? plan.planned_forward : plan.planned_vjp;
+}
+
+}  // namespace
+
+Tensor Stage::scratch_of(const Solve& solve, Kind kind) {
+  return solve.is_planned ? Tensor::empty({planned(*solve.plan, kind)->scratch_bytes}, DType::u8)
+                          : Tensor();
+}
+
+Stage::Stage(const Solve& solve, const SolveInputs& inputs, Kind kind, const Tensor& scratch)
     : solve_(solve), inputs_(inputs), kind_(kind), plan_(solve.plan) {
   if (plan_ == nullptr) {
     return;  // recorded at each evaluation
   }
-  replay_ = std::make_unique<Replay>(kind == Kind::forward ? plan_->forward : plan_->vjp);
+  replay_ = solve.is_planned
+                ? std::make_unique<Replay>(planned(*plan_, kind), scratch)
+                : std::make_unique<Replay>(kind == Kind::forward ? plan_->forward : plan_->vjp);
   for (std::size_t p = 0; p < plan_->theta.size(); ++p) {
     replay_->set(plan_->theta[p], inputs.theta[p]);
   }
-}
-
-void Stage::set_time(double t) {
-  t_ = t;
-  cpu_backend().fill(replay_->write(plan_->t), t);
 }
 
 namespace {
@@ -125,19 +135,13 @@ void Stage::evaluate(double t, std::span<const std::vector<Term>> terms) {
       replay_->set(plan_->theta[p], inputs_.theta[p]);
     }
   }
-  set_time(t);
+  const PlannedRun run = t == t_ ? run_at_state : run_at_time;
+  t_ = t;
+  cpu_backend().fill(replay_->write(plan_->t), t);
   for (std::size_t c = 0; c < terms.size(); ++c) {
     cpu_backend().linear_combination(replay_->write(plan_->y[c]), terms[c], solve_.high());
   }
-  if (kind_ == Kind::vjp) {
-    for (const ValueId seed :
-         plan_->seeds) {  // the reverse sweep runs later; its first run needs a value
-      if (!replay_->value(seed).defined()) {
-        cpu_backend().fill(replay_->write(seed), 0.0);
-      }
-    }
-  }
-  replay_->run(depends_on::time | depends_on::input);
+  replay_->run(run.changed, run.later);
 }
 
 Tensor Stage::slope(int component) const {
@@ -193,7 +197,8 @@ std::vector<std::vector<Term>> increments(double h, std::span<const double> weig
 // --- Stepper ---
 
 Stepper::Stepper(const Solve& solve, const SolveInputs& inputs)
-    : solve_(solve), stage_(solve, inputs, Stage::Kind::forward) {
+    : solve_(solve),
+      stage_(solve, inputs, Stage::Kind::forward, Stage::scratch_of(solve, Stage::Kind::forward)) {
   for (const Tensor& y0 : inputs.y0) {
     y_.push_back(y0.to(solve.precision().update).clone());
     next_.push_back(Tensor::empty(y0.shape(), solve.precision().update));

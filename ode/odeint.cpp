@@ -88,12 +88,12 @@ void execute_odeint(const OpDef&, const Execution& x) {
     report.stored_bytes += tensor->bytes();
   }
   begin_backward(report);
-  report.in_tiles =
-      solve.reason_against_tiles.empty() && Solver(solve, x)->forward(x.inputs, saved, stored);
-  if (report.in_tiles) {
+  if (solve.reason_against_tiles.empty() && Solver(solve, x)->forward(x.inputs, saved, stored)) {
+    report.tier = Tier::tiles;
     report.evaluations = std::int64_t(solve.steps()) * solve.options.method.stages();
     return;
   }
+  report.tier = solve.is_planned ? Tier::planned : Tier::interpreter;
   report.tier_reason =
       solve.reason_against_tiles.empty() ? not_finite_reason : solve.reason_against_tiles;
   solve_forward(solve, inputs_of(solve, x.inputs), saved, stored);
@@ -170,11 +170,11 @@ void execute_adjoint(const OpDef&, const Execution& x) {
     saved_bar[c] = payload.has_seed[c] ? x.inputs[next++] : nullptr;
   }
   SolveReport& report = *solve.report;
-  if (report.in_tiles) {
+  if (report.tier == Tier::tiles) {
     if (Solver(solve, x)->backward(x.inputs.first(operands), stored, saved_bar, x.outputs)) {
       return;
     }
-    report.in_tiles = false;
+    report.tier = solve.is_planned ? Tier::planned : Tier::interpreter;
     report.tier_reason = not_finite_reason;
     begin_backward(report);
   }
@@ -194,12 +194,13 @@ void execute_adjoint(const OpDef&, const Execution& x) {
     throw;
   }
   for (std::size_t c = 0; c < components; ++c) {
-    *x.outputs[c] = std::move(gradients.y0_bar[c]);
+    cpu_backend().cast(x.outputs[c]->write(), gradients.y0_bar[c]);
   }
-  const Tensor& times = inputs.times;
-  *x.outputs[components] = Tensor::from(times.shape(), gradients.times_bar, DType::f64);
+  const std::vector<double>& times_bar = gradients.times_bar;
+  cpu_backend().cast(x.outputs[components]->write(),
+                     {DType::f64, times_bar.data(), std::int64_t(times_bar.size())});
   for (std::size_t p = 0; p < gradients.theta_bar.size(); ++p) {
-    *x.outputs[components + 1 + p] = std::move(gradients.theta_bar[p]);
+    cpu_backend().cast(x.outputs[components + 1 + p]->write(), gradients.theta_bar[p]);
   }
 }
 
@@ -372,7 +373,7 @@ Precision Precision::parse(std::string_view name) {
 }
 
 std::string_view name(Tier tier) {
-  constexpr std::array<std::string_view, 3> names{"automatic", "interpreter", "tiles"};
+  constexpr std::array<std::string_view, 4> names{"automatic", "interpreter", "planned", "tiles"};
   return names[std::size_t(tier)];
 }
 
@@ -476,6 +477,12 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
         "odeint: this solve cannot run in tiles of rows - {}. Fix: use Tier::automatic.",
         solve->reason_against_tiles);
   }
+  if (options.tier == Tier::planned && solve->plan == nullptr) {
+    throw_error<ValueError>(
+        "odeint: this solve cannot run on a plan - the velocity is recorded at every call. Fix: "
+        "use Tier::automatic.");
+  }
+  solve->is_planned = options.tier != Tier::interpreter && solve->plan != nullptr;
   std::vector<Var> all_theta(theta.begin(), theta.end());
   for (const Parameter& parameter : solve->parameters) {
     require_finite(fmt::format("parameter '{}' is", parameter.name()), parameter.value());

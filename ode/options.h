@@ -66,9 +66,11 @@ enum class GradientMethod : std::uint8_t { replay, backprop, continuous_adjoint,
 enum class Retrace : std::uint8_t { once, every_call };
 
 // How a solve is run. tiles: all steps for some rows of the batch at a time, their values in cache;
-// for velocities that act on each row alone. interpreter: step by step, instruction by instruction;
-// any velocity. automatic: tiles where they can be used.
-enum class Tier : std::uint8_t { automatic, interpreter, tiles };
+// for velocities that act on each row alone. planned: step by step on a plan of the velocity
+// (autodiff/planner.h), with the interpreter's bits in less memory; for velocities recorded once.
+// interpreter: step by step, instruction by instruction; any velocity. automatic: the first of
+// these that can be used.
+enum class Tier : std::uint8_t { automatic, interpreter, planned, tiles };
 std::string_view name(Tier tier);
 
 // How one component of the state is stored: round(2^exponent y).
@@ -93,7 +95,7 @@ struct OdeOptions {
   Advance advance = Advance::from_high;
   GradientMethod gradient = GradientMethod::replay;
   Retrace retrace = Retrace::once;
-  Tier tier = Tier::automatic;  // tiles: ValueError, with the reason, where they cannot be used
+  Tier tier = Tier::automatic;  // ValueError, with the reason, where it cannot be used
   std::map<std::string, StoredFormat, std::less<>>
       stored{};                                    // by component; default precision.state, 2^0
   std::function<void(const StepInfo&)> on_step{};  // forward progress

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "halftape/core/adjoint_scale.h"
+#include "halftape/ode/options.h"
 
 namespace halftape {
 
@@ -39,7 +39,7 @@ struct SolveReport {
   std::int64_t evaluations = 0;           // forward: stages computed
   std::int64_t backward_evaluations = 0;  // backward: stages recomputed
   std::int64_t vjps = 0;            // backward: stage VJPs, retries included; each tile's count
-  bool in_tiles = false;            // Tier::tiles, else Tier::interpreter
+  Tier tier = Tier::interpreter;    // what ran: tiles, planned or interpreter
   std::string tier_reason;          // why it was not tiles
   std::int64_t stored_bytes = 0;    // states kept for backward
   std::vector<LedgerEntry> ledger;  // in the order of the backward pass

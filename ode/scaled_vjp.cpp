@@ -29,13 +29,11 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
     vjp_magnitude_ = std::max(vjp_magnitude_, statistics.max_abs);
     vjp_underflows_ += statistics.zeros - of_u[c].zeros;
   }
-  replay.run(depends_on::cotangent);
+  replay.run(run_vjp.changed, run_vjp.later);
   ++solve_.report->vjps;
-  const auto finite = [&](ValueId id) {
-    return id == no_value || backend.statistics(replay.value(id)).finite();
-  };
+  const auto finite = [&](ValueId id) { return id == no_value || replay.statistics(id).finite(); };
   for (const ValueId id : plan.low_cotangents) {
-    const Statistics statistics = backend.statistics(replay.value(id));
+    const Statistics statistics = replay.statistics(id);
     if (!statistics.finite()) {
       return false;
     }

@@ -49,6 +49,7 @@ struct Solve : Payload {
   std::int64_t time_count = 0;
   std::shared_ptr<SolveReport> report;
   std::string reason_against_tiles;  // empty: runs in tiles
+  bool is_planned = false;           // where it runs step by step
 
   explicit Solve(Velocity v) : velocity(std::move(v)) {}
   const Precision& precision() const { return options.precision; }
@@ -71,7 +72,9 @@ struct SolveInputs {
 class Stage {
  public:
   enum class Kind { forward, vjp };
-  Stage(const Solve& solve, const SolveInputs& inputs, Kind kind);
+  // `scratch`: of scratch_of(), which stages that run one after the other share.
+  Stage(const Solve& solve, const SolveInputs& inputs, Kind kind, const Tensor& scratch);
+  static Tensor scratch_of(const Solve& solve, Kind kind);
 
   // The velocity at a point given as a sum of terms per component (increments), rounded once to L.
   void evaluate(double t, std::span<const std::vector<Term>> terms);
@@ -84,7 +87,6 @@ class Stage {
   bool finite_in_high(std::span<const std::vector<Term>> terms) const;
 
  private:
-  void set_time(double t);
   const Solve& solve_;
   const SolveInputs& inputs_;
   Kind kind_;

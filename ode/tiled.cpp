@@ -205,7 +205,7 @@ std::shared_ptr<const TiledVelocity> tile_velocity(const VelocityPlan& plan, DTy
 std::string reason_against_tiles(const Solve& solve) {
   const OdeOptions& o = solve.options;
   const Precision& p = o.precision;
-  if (o.tier == Tier::interpreter) {
+  if (o.tier == Tier::interpreter || o.tier == Tier::planned) {
     return "asked for";
   }
   if (solve.plan == nullptr) {

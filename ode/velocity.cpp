@@ -1,8 +1,9 @@
 #include "halftape/ode/velocity.h"
 
 #include <algorithm>
-#include "halftape/autodiff/differentiate.h"
 
+#include "halftape/autodiff/differentiate.h"
+#include "halftape/autodiff/planner.h"
 #include "halftape/core/check.h"
 #include "halftape/ode/tiled.h"
 
@@ -172,6 +173,17 @@ std::shared_ptr<const VelocityPlan> Velocity::plan(const VelocityTypes& types) c
     leaves.theta.push_back(tape.leaf(types.theta[p], fmt::format("theta{}", p), Role::parameter));
   }
   auto plan = std::make_shared<VelocityPlan>(record(function_, types, tape, leaves));
+  plan->planned_forward =
+      plan_replay(plan->forward, {.keep = plan->slopes, .runs = {run_at_time, run_at_state}});
+  PlanRequest vjp{.keep = plan->slopes,
+                  .watch = plan->low_cotangents,
+                  .runs = {run_at_time, run_at_state, run_vjp}};
+  for (const auto* ids : {&plan->y_bar, &plan->theta_bar}) {
+    vjp.keep.insert(vjp.keep.end(), ids->begin(), ids->end());
+  }
+  vjp.keep.push_back(plan->t_bar);
+  std::erase(vjp.keep, no_value);
+  plan->planned_vjp = plan_replay(plan->vjp, vjp);
   plan->tiled = tile_velocity(*plan, types.policy.high, plan->tile_reason);
   cache_->plans.emplace_back(types, plan);
   return plan;

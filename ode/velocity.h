@@ -41,6 +41,12 @@ using VelocityFunction =
 
 struct TiledVelocity;  // ode/tiled.h
 
+// The runs of a stage: at a point, at a further point of the same time, and of its VJP alone.
+inline constexpr PlannedRun run_at_time{depends_on::time | depends_on::input,
+                                        depends_on::cotangent};
+inline constexpr PlannedRun run_at_state{depends_on::input, depends_on::cotangent};
+inline constexpr PlannedRun run_vjp{depends_on::cotangent, depends_on::nothing};
+
 // A velocity, recorded: forward and VJP programs at the solve's precision.
 struct VelocityPlan {
   std::shared_ptr<const Program> recorded;  // in H, as the user wrote it
@@ -56,6 +62,7 @@ struct VelocityPlan {
   std::vector<ValueId> low_cotangents;         // in vjp: computed in L, watched for overflow
   std::shared_ptr<const TiledVelocity> tiled;  // null where rows meet, for the reason given
   std::string tile_reason;
+  std::shared_ptr<const Plan> planned_forward, planned_vjp;  // null when recorded at given values
   std::vector<Parameter> parameters;  // discovered while recording; after the explicit theta
 };
 

@@ -103,7 +103,7 @@ class Worker {
       return memory_;
     }
     if (command == "tier") {
-      return {{"tier", trainer_.in_tiles() ? "tiles" : "interpreter"}};
+      return {{"tier", std::string(name(trainer_.tier()))}};
     }
     if (command == "versions") {
       return {{"halftape", version}};

@@ -353,6 +353,40 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("statistics of every floating dtype agree with a look at each number") {
+  Random random(5);
+  for (const DType dtype :
+       {DType::f64, DType::f32, DType::f16, DType::bf16, DType::e5m2, DType::e4m3}) {
+    for (const std::int64_t n : {1, 100, 1000}) {
+      for (const double bad : {0.0, double(HUGE_VAL), -double(HUGE_VAL), std::nan("")}) {
+        CAPTURE(dtype);
+        CAPTURE(n);
+        CAPTURE(bad);
+        Tensor x = Tensor::empty({n}, DType::f64);
+        random.uniform(DType::f64, x.write().data, n, -0.01, 0.01);
+        for (double& v : x.write<double>()) {
+          v = std::fabs(v) < 0.002 ? -0.0 : v;
+        }
+        x.write<double>()[std::size_t(n / 2)] = bad;
+        const Tensor narrow = x.to(dtype);
+        Statistics want;
+        for (const double v : narrow.to_vector()) {
+          want.zeros += v == 0;
+          want.nans += std::isnan(v);
+          want.infinities += std::isinf(v);
+          want.max_abs = std::isfinite(v) ? std::max(want.max_abs, std::fabs(v)) : want.max_abs;
+        }
+        const Statistics got = cpu().statistics(narrow);
+        CHECK(got.zeros == want.zeros);
+        CHECK(got.nans == want.nans);
+        CHECK(got.infinities == want.infinities);
+        CHECK(got.max_abs == want.max_abs);
+        CHECK(want.finite() == (bad == 0));
+      }
+    }
+  }
+}
+
 TEST_CASE("statistics count zeros, infinities and NaNs and give the largest finite magnitude") {
   const Tensor x = Tensor::from({6}, {0, -3, 2, HUGE_VAL, -HUGE_VAL, NAN}, DType::f16);
   const Statistics s = cpu().statistics(x);

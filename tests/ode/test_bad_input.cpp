@@ -58,6 +58,7 @@ TEST_CASE("a velocity that changes its shape on the way is refused when it does"
     CHECK_THROWS_WITH_AS(
         solve_with([&](Setup& s) {
           s.options.retrace = Retrace::every_call;
+          s.options.tier = Tier::automatic;
           s.options.gradient = gradient;
           s.velocity = [](const Var& t, const Var& y) {
             return t.value().item() < 0.6 ? -y : sum(y);

@@ -102,6 +102,7 @@ TEST_CASE("concurrent solves with one velocity and one set of parameters give th
 TEST_CASE("concurrent solves that record their velocity at each evaluation give the serial bits") {
   OdeOptions options = every_step(DType::f16);
   options.retrace = Retrace::every_call;
+  options.tier = Tier::automatic;
   compare_with_serial(options, {4, 4});
 }
 

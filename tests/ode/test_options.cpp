@@ -126,6 +126,9 @@ TEST_CASE(
         OdeOptions options = options_for(
             "rk4", high == DType::f64 ? Precision::uniform(high) : Precision::mixed(low));
         options.retrace = retrace;
+        if (retrace == Retrace::every_call) {
+          options.tier = Tier::automatic;
+        }
         const Solved s = test::solve(problem, options);
         // Once; or before the solve, in each of 5 x 4 stages, and again in each of their
         // recomputations.
@@ -355,6 +358,7 @@ TEST_CASE(
     REQUIRE(*std::max_element(y.begin(), y.end() - 1) > 1);  // both branches are taken
     REQUIRE(*std::min_element(y.begin(), y.end() - 1) < 1);
     options.retrace = Retrace::every_call;
+    options.tier = Tier::automatic;
     for (const GradientMethod gradient : {GradientMethod::replay, GradientMethod::backprop}) {
       options.gradient = gradient;
       const Solved s = test::solve(problem, options);
@@ -409,6 +413,7 @@ TEST_CASE(
     Tape tape;
     OdeOptions options = options_for("euler");
     options.retrace = Retrace::every_call;
+    options.tier = Tier::automatic;
     options.gradient = gradient;
     const Var y0 = tape.leaf(Tensor::scalar(1, DType::f64));
     CHECK_THROWS_WITH_AS(odeint(velocity, y0, {0, 0.5, 1}, {}, options),

@@ -218,7 +218,7 @@ TEST_CASE("a velocity that mixes rows runs step by step, says why, and refuses T
     OdeOptions options = options_for("rk4");
     const Ending ending = check_same_ending(problem, options, 0);  // the very same program
     CHECK(ending.text.empty());
-    CHECK(!ending.report.in_tiles);
+    CHECK(ending.report.tier != Tier::tiles);
     CHECK(ending.report.tier_reason == mixing.reason);
     options.tier = Tier::tiles;
     CHECK_THROWS_WITH_AS(test::solve(problem, options), refusal(mixing.reason).c_str(), ValueError);
@@ -295,7 +295,7 @@ TEST_CASE("what tiles cannot do is run step by step, with the reason") {
   const auto check = [&](const OdeOptions& options, const std::string& reason) {
     CAPTURE(reason);
     const Solved solved = test::solve(problem, options);
-    CHECK(!solved.report.in_tiles);
+    CHECK(solved.report.tier != Tier::tiles);
     CHECK(solved.report.tier_reason == reason);
     OdeOptions tiles = options;
     tiles.tier = Tier::tiles;
@@ -310,7 +310,7 @@ TEST_CASE("what tiles cannot do is run step by step, with the reason") {
   options.gradient = GradientMethod::continuous_adjoint;
   check(options, "a baseline gradient");
   options.gradient = GradientMethod::backprop;
-  CHECK(!test::solve(problem, options).report.in_tiles);
+  CHECK(test::solve(problem, options).report.tier != Tier::tiles);
   options.tier = Tier::tiles;
   CHECK_THROWS_WITH_AS(test::solve(problem, options), refusal("a baseline gradient").c_str(),
                        ValueError);
@@ -339,7 +339,7 @@ TEST_CASE("losses on some points, on one component and on nothing end as the int
   const auto check = [&](const Problem& problem, const OdeOptions& o, const test::Loss& loss) {
     const Ending ending = check_same_ending(problem, o, 1e-12, loss);
     CHECK(ending.text.empty());
-    CHECK(ending.report.in_tiles);
+    CHECK(ending.report.tier == Tier::tiles);
     return ending;
   };
   // Not y(T): the steps after the last loss cost no VJP.
@@ -376,7 +376,7 @@ TEST_CASE("losses on some points, on one component and on nothing end as the int
     const Problem half = test::tanh_net({0, 0.3, 0.5, 0.9, 1.3}, DType::f32);
     const Ending tiles = ending_of(half, options, Tier::automatic, loss);
     const Ending steps = ending_of(half, options, Tier::interpreter, loss);
-    CHECK(tiles.report.in_tiles);
+    CHECK(tiles.report.tier == Tier::tiles);
     CHECK(tiles.report.vjps == steps.report.vjps);
     REQUIRE(tiles.report.ledger.size() == steps.report.ledger.size());
     for (std::size_t k = 0; k < tiles.gradients.size(); ++k) {
@@ -467,7 +467,7 @@ TEST_CASE("solves that fail in the forward pass fail in tiles with the interpret
       const Ending ending = check_same_ending(problem, options, 0);
       CHECK(!ending.text.empty());
       CHECK(ending.report.status.outcome == c.outcome);
-      CHECK(!ending.report.in_tiles);
+      CHECK(ending.report.tier != Tier::tiles);
       CHECK(ending.report.tier_reason ==
             "something was not finite: done again step by step to find out what");
       // Asked for tiles and nothing else, it still ends in a status, not in a refusal.
@@ -542,7 +542,7 @@ TEST_CASE("a captured tensor that changes is the same error in tiles") {
     OdeOptions options = options_for("rk4");
     options.tier = Tier::tiles;
     const Solved before = test::solve(problem, options);
-    CHECK(before.report.in_tiles);
+    CHECK(before.report.tier == Tier::tiles);
     std::string expected = text;
     expected.replace(expected.find("[2]"), 3, shape.text());
     {  // between solve and backward
@@ -588,7 +588,7 @@ TEST_CASE("a VJP that overflows f16 in one tile is done again there, and gradien
         ending_of(problem(rows, DType::f64), options_for("rk4"), Tier::interpreter);
     const Ending tiles = ending_of(problem(rows, DType::f32), options, Tier::tiles);
     const Ending steps = ending_of(problem(rows, DType::f32), options, Tier::interpreter);
-    CHECK(tiles.report.in_tiles);
+    CHECK(tiles.report.tier == Tier::tiles);
     CHECK(tiles.text.empty());
     CHECK(steps.report.retries() > 0);
     CHECK(tiles.report.retries() > 0);

@@ -93,10 +93,10 @@ void require_same_bits(const Solved& got, const Solved& want) {
 void check_tiles(const Problem& problem, const OdeOptions& options, double tolerance = 1e-12,
                  const test::Loss& loss = test::weighted_squares) {
   const Solved tiles = solve_by(Tier::tiles, problem, options, loss);
-  CHECK(tiles.report.in_tiles);
+  CHECK(tiles.report.tier == Tier::tiles);
   CHECK(tiles.report.tier_reason.empty());
   const Solved steps = solve_by(Tier::interpreter, problem, options, loss);
-  CHECK(!steps.report.in_tiles);
+  CHECK(steps.report.tier != Tier::tiles);
   CHECK(steps.report.tier_reason == "asked for");
   CHECK(difference(tiles, steps) <= tolerance);
   CHECK(tiles.report.evaluations == steps.report.evaluations);
@@ -237,8 +237,8 @@ TEST_CASE("in f64, 600 random velocities in tiles equal the interpreter to 1e-12
     // Through f32 and back: tiles round once what the interpreter computes in f32.
     const bool narrow = c.velocity.constructs.contains("cast");
     CHECK(difference(tiles, steps) <= (narrow ? 1e-5 : 1e-12));
-    CHECK(tiles.report.in_tiles == tiles.report.tier_reason.empty());
-    if (tiles.report.in_tiles) {
+    CHECK((tiles.report.tier == Tier::tiles) == tiles.report.tier_reason.empty());
+    if (tiles.report.tier == Tier::tiles) {
       ++in_tiles;
       for (const std::string& construct : c.velocity.constructs) {
         ++covered[construct];
@@ -269,7 +269,7 @@ TEST_CASE("in f32, random velocities in tiles equal the interpreter to f32's rou
       // Each evaluation rounds some tens of times, and errors add up like a random walk.
       const double tolerance =
           64 * std::sqrt(double(c.evaluations)) * facts(DType::f32).unit_roundoff;
-      in_tiles += tiles.report.in_tiles;
+      in_tiles += tiles.report.tier == Tier::tiles;
       near += error <= tolerance;
       if (smooth == Smooth::yes) {
         CHECK(error <= tolerance);
@@ -319,7 +319,7 @@ TEST_CASE("in f16, bf16 and tf32, tiles are as near to the f64 solve as the inte
         const Problem problem = in_dtype(c.velocity.problem, DType::f32);
         const Solved tiles = solve_by(Tier::automatic, problem, c.options);
         const Solved steps = solve_by(Tier::interpreter, problem, c.options);
-        in_tiles += tiles.report.in_tiles;
+        in_tiles += tiles.report.tier == Tier::tiles;
         ++compared;
         const std::vector<Tensor> x = all_of(exact), a = all_of(tiles), b = all_of(steps);
         double scale = 0;
@@ -468,7 +468,7 @@ TEST_CASE("a Jacobian by row, made and used up panel by panel, gives the interpr
     const Problem low = in_dtype(problem, DType::f32);
     const Solved tiles = solve_by(Tier::tiles, low, options);
     const Solved steps = solve_by(Tier::interpreter, low, options);
-    CHECK(tiles.report.in_tiles);
+    CHECK(tiles.report.tier == Tier::tiles);
     for (std::size_t k = 0; k < exact.theta_bar.size(); ++k) {
       const Tensor& want = exact.theta_bar[k];
       CHECK(error_of(tiles.theta_bar[k], want, 0) <=
@@ -686,7 +686,7 @@ TEST_CASE(
     }
     const OdeResult result =
         odeint(wide.velocity, tape.leaf(wide.y0[0].second), wide.times, theta, o);
-    CHECK(result.report().in_tiles == (o.tier == Tier::tiles));
+    CHECK((result.report().tier == Tier::tiles) == (o.tier == Tier::tiles));
     return result.value()[0].value();
   };
   const Tensor tiles = end_of(options);
@@ -772,7 +772,7 @@ TEST_CASE("a loss times 2^-20 has f16 gradients in tiles times 2^-20, bit for bi
     c.options.precision = Precision::mixed(DType::f16);
     const Problem problem = in_dtype(c.velocity.problem, DType::f32);
     const Solved plain = solve_by(Tier::automatic, problem, c.options);
-    if (plain.report.in_tiles) {
+    if (plain.report.tier == Tier::tiles) {
       require_scaled(solve_by(Tier::tiles, problem, c.options, times_power(-20)), plain, 0x1p-20);
     }
   }
@@ -789,7 +789,7 @@ TEST_CASE("a fixed scale changes no bit of what tiles give in f32 and f64") {
       c.options.scaling = Scaling::fixed(0);
       const Problem problem = in_dtype(c.velocity.problem, dtype);
       const Solved plain = solve_by(Tier::automatic, problem, c.options);
-      if (plain.report.in_tiles && !c.velocity.constructs.contains("cast")) {
+      if (plain.report.tier == Tier::tiles && !c.velocity.constructs.contains("cast")) {
         for (const int exponent : {-8, 8}) {
           c.options.scaling = Scaling::fixed(exponent);
           require_same_bits(solve_by(Tier::tiles, problem, c.options), plain);
@@ -866,7 +866,7 @@ TEST_CASE("a solve in tiles that is run again starts afresh: same inputs same bi
         CAPTURE(k);
         CHECK(same_bits(got[k], want[k]));
       }
-      CHECK(again.result->report().in_tiles);
+      CHECK(again.result->report().tier == Tier::tiles);
       CHECK(again.result->report().vjps == 2 * 40 * 4);  // two tiles
       CHECK(again.result->report().ledger.size() == 40);
     };

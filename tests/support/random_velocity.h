@@ -1,5 +1,5 @@
-// Velocities put together at random from a seed, to compare two ways of running them. All act on
-// each row of a batch alone, and every value stays of order one.
+// Velocities put together at random from a seed, to compare two ways of running them. They act on
+// each row of a batch alone, unless asked to mix rows, and every value stays of order one.
 #pragma once
 
 #include <cmath>
@@ -8,12 +8,14 @@
 #include <set>
 #include <string>
 
+#include "halftape/autodiff/image_ops.h"
 #include "tests/support/ode_problems.h"
 
 namespace halftape::test {
 
 // smooth: without kinks and jumps, which rounding may cross.
 enum class Smooth { no, yes };
+enum class Rows { apart, mixed };
 
 struct RandomVelocity {
   Problem problem;                   // in f64; numbers are those of f32
@@ -24,10 +26,11 @@ struct RandomVelocity {
 class Composer {
  public:
   // `made`, `constructs`: a first run, which makes the parameters. Else they come from `theta`.
-  Composer(std::uint64_t seed, Smooth smooth, const Var& t, std::span<const Var> theta,
+  Composer(std::uint64_t seed, Smooth smooth, Rows rows, const Var& t, std::span<const Var> theta,
            std::vector<Tensor>* made = nullptr, std::set<std::string>* constructs = nullptr)
       : engine_(seed),
         smooth_(smooth == Smooth::yes),
+        mixes_(rows == Rows::mixed),
         t_(t),
         theta_(theta),
         made_(made),
@@ -137,6 +140,9 @@ class Composer {
   }
 
   Result apply(const Value& v) {
+    if (mixes_ && pick(4) == 0) {
+      return over_rows(v);
+    }
     switch (pick(25)) {
       case 0:
       case 1:
@@ -183,6 +189,64 @@ class Composer {
         return twice(v);
       default:
         return pick(4) == 0 ? cast_and_back(v) : wide(v);
+    }
+  }
+
+  // Rows meet.
+  Result over_rows(const Value& v) {
+    const double b = v.bound;
+    const auto n = double(rows_);
+    switch (pick(10)) {
+      case 0:
+        note("minus the mean of the batch");
+        return Value{v.x - mean(v.x, {0}, KeepAxes::yes), 2 * b};
+      case 1:
+        note("batch norm");
+        return Value{normalise(v.x, {0}).y, 3};
+      case 2: {
+        note("batch norm and its statistics");
+        const Normalised norm = normalise(v.x, {0}, 0.5);
+        return Value{norm.y * norm.inverse + norm.mean, 3 + b};
+      }
+      case 3:
+        note("sum over the batch");
+        return Value{v.x + (0.7 / n) * sum(v.x, {0}, KeepAxes::yes), 2 * b};
+      case 4: {
+        note("attention");
+        const Var x = flat(v).x;
+        const Var weights = softmax((0.5 / b) * matmul(x, x, Transpose::rhs), 1);
+        return Value{matmul(weights, x) + 0.3 * x, 1.3 * b};
+      }
+      case 5: {
+        note("gather of rows");
+        std::vector<double> order;
+        for (std::int64_t i = 0; i < rows_; ++i) {
+          order.push_back(double((3 * i + 1) % rows_));
+        }
+        return Value{v.x + 0.5 * gather(v.x, Tensor::from({rows_}, order, DType::i64), 0), 2 * b};
+      }
+      case 6: {
+        note("Gram matrix");
+        const Var x = flat(v).x;
+        const Var gram = matmul(x, x, Transpose::lhs) * (1 / (n * b * std::sqrt(n)));
+        return Value{matmul(x, gram) - x, 2 * b};
+      }
+      case 7:
+        if (smooth_) {
+          return std::nullopt;
+        }
+        note("largest of the batch");
+        return Value{v.x - reduce_max(v.x, {0}, KeepAxes::yes), 2 * b};
+      case 8:
+        note("logsumexp over the batch");
+        return Value{tanh(v.x - logsumexp(0.5 * v.x, {0}, KeepAxes::yes)), 1};
+      default: {
+        note("product over the rows");
+        const Var x = flat(v).x;
+        const Var turned = transpose(x, {1, 0});
+        return Value{
+            transpose(sin(matmul(turned, parameter({rows_, rows_}, 1 / std::sqrt(n)))), {1, 0}), 1};
+      }
     }
   }
 
@@ -700,6 +764,7 @@ class Composer {
 
   std::mt19937_64 engine_;
   bool smooth_;
+  bool mixes_;
   Var t_;
   std::span<const Var> theta_;
   std::size_t next_ = 0;
@@ -711,10 +776,11 @@ class Composer {
 };
 
 inline RandomVelocity random_velocity(std::uint64_t seed, std::int64_t rows,
-                                      std::vector<double> times, Smooth smooth = Smooth::no) {
+                                      std::vector<double> times, Smooth smooth = Smooth::no,
+                                      Rows mixing = Rows::apart) {
   std::mt19937_64 engine(seed * 977 + 11);
-  const auto velocity = [seed, smooth](const Var& t, const State& y, std::span<const Var> theta) {
-    return Composer(seed, smooth, t, theta).compose(y);
+  const auto velocity = [=](const Var& t, const State& y, std::span<const Var> theta) {
+    return Composer(seed, smooth, mixing, t, theta).compose(y);
   };
   RandomVelocity result{{velocity, {}, std::move(times)}, {}};
   Problem& problem = result.problem;
@@ -734,7 +800,8 @@ inline RandomVelocity random_velocity(std::uint64_t seed, std::int64_t rows,
       y.push_back(tape.leaf(value, name));
     }
     const Var t = tape.leaf(Tensor::scalar(0.3, DType::f64), "t", Role::time);
-    Composer(seed, smooth, t, {}, &problem.theta, &result.constructs).compose(State(names, y));
+    Composer(seed, smooth, mixing, t, {}, &problem.theta, &result.constructs)
+        .compose(State(names, y));
   }
   return result;
 }

@@ -1,5 +1,5 @@
-// ctest runs every file of tests/ode twice: as it is, and step by step with
-// HALFTAPE_TEST_TIER=interpreter.
+// ctest runs every file of tests/ode three times: as it is, and step by step on a plan and without,
+// with HALFTAPE_TEST_TIER=planned and =interpreter.
 #pragma once
 
 #include <cstdlib>
@@ -16,9 +16,12 @@ inline Tier tier_under_test() {
   if (value == "interpreter") {
     return Tier::interpreter;
   }
+  if (value == "planned") {
+    return Tier::planned;
+  }
   if (!value.empty()) {
     throw ValueError("HALFTAPE_TEST_TIER is " + std::string(value) +
-                     ", need interpreter or nothing. Fix: unset it.");
+                     ", need planned, interpreter or nothing. Fix: unset it.");
   }
   return Tier::automatic;
 }

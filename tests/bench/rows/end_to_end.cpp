@@ -1,7 +1,7 @@
 // E1 .. E7: one training step of ../support/cases, forward, loss and backward, replayed.
 //   error       of the gradients against f64
 //   peak_bytes  of the first step, beyond its inputs, as the allocator counts
-//   in_tiles    1: all steps for some rows at a time; 0: instruction by instruction
+//   in_tiles    1: all steps for some rows at a time; 0: step by step
 //   target_ms   what one core should reach
 #include "tests/bench/rows/rows.h"
 
@@ -23,11 +23,11 @@ void step(benchmark::State& state, const Setting& setting, double target_ms) {
   }
   state.counters["error"] = m.error;
   state.counters["peak_bytes"] = double(m.peak_bytes);
-  state.counters["in_tiles"] = m.trainer.in_tiles();
+  state.counters["in_tiles"] = m.trainer.tier() == Tier::tiles;
   if (target_ms > 0) {
     state.counters["target_ms"] = target_ms;
   }
-  state.SetLabel(m.trainer.in_tiles() ? "tiles" : "interpreter");
+  state.SetLabel(std::string(name(m.trainer.tier())));
 }
 
 }  // namespace

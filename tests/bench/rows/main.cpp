@@ -1,4 +1,5 @@
-// The rows of the benchmark: end-to-end training steps (E), tape (T), kernels (K), growth (G).
+// The rows of the benchmark: end-to-end training steps (E), tape (T), kernels (K), growth (G),
+// solves on a plan (P).
 //   rows [options of Google Benchmark]
 // Without a filter, rows named */full are left out: they take minutes. One thread, except in G7.
 // Returns 1 when a row fails its accuracy check.
@@ -44,6 +45,7 @@ int run_rows(int argc, char** argv) {
   add_tape_rows();
   add_kernel_rows();
   add_growth_rows();
+  add_planned_rows();
   const std::size_t run = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return run == 0 || any_failed() ? 1 : 0;

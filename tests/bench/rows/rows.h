@@ -19,6 +19,7 @@ void add_end_to_end_rows();  // E*
 void add_tape_rows();        // T*
 void add_kernel_rows();      // K*
 void add_growth_rows();      // G*
+void add_planned_rows();     // P*
 
 // Ends a row whose result is wrong; the program then returns 1.
 void fail(benchmark::State& state, const std::string& why);

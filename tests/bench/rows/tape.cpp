@@ -216,8 +216,12 @@ void bare_linear(const Tensor& x, const Tensor& w, const Tensor& b, float* out, 
   const Array product{DType::f32, room, x.count()};
   cpu::matmul(product, x, w, {1, rows, columns, columns, 0, 0, Transpose::rhs, MatmulMode::ieee});
   const MapOperand operands[] = {{product, shape}, {b, {columns}}};
-  cpu::map({std::int16_t(scalar_op_index<Add>()), -1, -1}, {DType::f32, out, x.count()}, shape,
-           operands);
+  const MapOp add{false,
+                  {std::int16_t(scalar_op_index<Add>()), -1, -1},
+                  {DType::f32, out, x.count()},
+                  -1,
+                  operands};
+  cpu::map_chain({&add, 1}, shape);
 }
 
 const SmallOp small_ops[] = {

@@ -61,7 +61,7 @@ class Trainer {
 
   TrainStep step();
   const SolveReport& report() const { return solution_->report(); }  // after a step
-  bool in_tiles() const { return report().in_tiles; }
+  Tier tier() const { return report().tier; }
 
  private:
   Var loss(std::span<const Var> inputs);

@@ -305,7 +305,7 @@ HWY_INLINE void outer_block(const OuterByLane<T>& o, std::int64_t i, std::int64_
   for (int r = 0; r < M; ++r) {
 #pragma GCC unroll 8
     for (int s = 0; s < K; ++s) {
-      sum[r][s] = hn::LoadU(d, o.sums + ((i + r) * o.k + j + s) * lanes);
+      sum[r][s] = hn::LoadU(d, o.sums + (i + r) * o.sums_stride + (j + s) * lanes);
     }
   }
   for (std::int64_t n = 0; n < o.n; n += L) {
@@ -327,7 +327,7 @@ HWY_INLINE void outer_block(const OuterByLane<T>& o, std::int64_t i, std::int64_
   for (int r = 0; r < M; ++r) {
 #pragma GCC unroll 8
     for (int s = 0; s < K; ++s) {
-      hn::StoreU(sum[r][s], d, o.sums + ((i + r) * o.k + j + s) * lanes);
+      hn::StoreU(sum[r][s], d, o.sums + (i + r) * o.sums_stride + (j + s) * lanes);
     }
   }
 }
@@ -401,11 +401,11 @@ HWY_INLINE bool thin(const OuterByLane<T>& o) {
   constexpr std::int64_t lanes = tile_vector;
   if (o.k == 1 || o.k == 2) {
     const auto run = o.k == 1 ? outer_thin_for<1, T> : outer_thin_for<2, T>;
-    return run(o.x, o.x_stride, o.g, o.g_stride, o.m, o.sums, lanes, o.k * lanes, o.n);
+    return run(o.x, o.x_stride, o.g, o.g_stride, o.m, o.sums, lanes, o.sums_stride, o.n);
   }
   if (o.m == 1 || o.m == 2) {
     const auto run = o.m == 1 ? outer_thin_for<1, T> : outer_thin_for<2, T>;
-    return run(o.g, o.g_stride, o.x, o.x_stride, o.k, o.sums, o.k * lanes, lanes, o.n);
+    return run(o.g, o.g_stride, o.x, o.x_stride, o.k, o.sums, o.sums_stride, lanes, o.n);
   }
   return false;
 }

@@ -185,6 +185,7 @@ void TileDraft::finish() {
   mark_fused(plan.forward);
   mark_fused(backward.first(std::size_t(plan.first_sum)));
   mark_fused(backward.subspan(std::size_t(plan.first_sum)));
+  mark_local();
   place();
 
   // Accumulators that are targets get memory, in units of whole vectors.

@@ -49,6 +49,7 @@ class TileDraft {
   bool makes_shares(const TileInstruction& i, std::int32_t parts);
   class Group;
   void mark_fused(std::span<TileInstruction> list);
+  void mark_local();
   static bool reads_all(const TileInstruction& i, const TileRef& ref);
   void place();
   template <class F>

@@ -117,6 +117,34 @@ void TileDraft::mark_fused(std::span<TileInstruction> list) {
   }
 }
 
+void TileDraft::mark_local() {
+  // The group of each instruction, by its head; of each storage, that of all its readers.
+  const TileInstruction* head = nullptr;
+  std::vector<const TileInstruction*> readers(storages_.size());
+  std::vector<bool> shared(storages_.size());
+  const auto for_each = [&](auto&& visit) {
+    for (auto* list : {&plan_.forward, &plan_.backward}) {
+      for (TileInstruction& i : *list) {
+        head = i.fused ? head : &i;
+        visit(i);
+      }
+    }
+  };
+  for_each([&](TileInstruction& i) {
+    for_each_operand(i, [&](TileOperand& x) {
+      const auto s = std::size_t(x.ref.offset);
+      shared[s] = shared[s] || (readers[s] != nullptr && readers[s] != head);
+      readers[s] = head;
+    });
+  });
+  for_each([&](TileInstruction& i) {
+    if (is_rows(i.out)) {
+      const auto s = std::size_t(i.out.offset);
+      i.local = !shared[s] && readers[s] == head && !storage(i.out).pinned;
+    }
+  });
+}
+
 // Does the instruction read a value in other places than those of its own panel?
 bool TileDraft::reads_all(const TileInstruction& i, const TileRef& ref) {
   for (int k = 0; k < i.operands; ++k) {

@@ -59,6 +59,7 @@ struct TileInstruction {
   // `panel` there is the number of values by row that the group goes over.
   std::int32_t parts = 0, panel = 0;
   bool along_k = false;    // there: a panel is a range of k, of a product that sums over elements
+  bool local = false;      // the result is read within its group only
   std::int32_t count = 0;  // elements of the result
   TileRef out;
   std::array<TileOperand, 5> in{};

@@ -393,8 +393,15 @@ class Tile {
     const TileLoops& l = i.loops;
     T* sums = m_.sums + plan_.sums[std::size_t(i.out.offset)].offset;
     const std::int64_t stride = std::int64_t(l.k) * tile_vector;
-    OuterByLane<T> o{l.m, l.k, m_.lanes, m_.at(i.in[0].ref), l.lhs[1] * m_.lanes,
-                     m_.at(i.in[1].ref), l.rhs[1] * m_.lanes, sums, stride};
+    OuterByLane<T> o{l.m,
+                     l.k,
+                     m_.lanes,
+                     m_.at(i.in[0].ref),
+                     l.lhs[1] * m_.lanes,
+                     m_.at(i.in[1].ref),
+                     l.rhs[1] * m_.lanes,
+                     sums,
+                     stride};
     if (i.along_k) {
       o.k = e1 - e0;
       o.x += e0 * o.x_stride;
@@ -452,9 +459,8 @@ class Tile {
         const T* gt = g + (o * g_other + t * g_term) * m_.lanes;
         const T* xt = x + (o * x_other + t * x_term) * m_.lanes;
         if (sum.by_lane) {
-          k_.outer_by_lane(
-              {l.m, l.k, m_.lanes, gt, l.lhs[1] * m_.lanes, xt, l.rhs[1] * m_.lanes, sums,
-               std::int64_t(l.k) * tile_vector});
+          k_.outer_by_lane({l.m, l.k, m_.lanes, gt, l.lhs[1] * m_.lanes, xt, l.rhs[1] * m_.lanes,
+                            sums, std::int64_t(l.k) * tile_vector});
           continue;
         }
         Gemm<T> gemm{};

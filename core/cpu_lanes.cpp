@@ -10,6 +10,8 @@
 //
 #include <hwy/foreach_target.h>
 //
+#include <hwy/cache_control.h>
+//
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -68,6 +70,15 @@ struct Columns {
 template <LaneRounding rounding, int M, int N, bool together, class T>
 HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
                            const Columns<N, together, T>& columns) {
+  if (g.accumulate) {  // so that they are there when the sums are
+#pragma GCC unroll 8
+    for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) {
+        hwy::Prefetch(columns.c(v) + (i + r) * g.c_stride);
+      }
+    }
+  }
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
   constexpr int chains = M * N > 8 ? 1 : M * N > 4 ? 2 : 4;
@@ -150,29 +161,49 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
 
 template <LaneRounding rounding, int N, bool together, class T>
 HWY_INLINE void gemm_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
+  // Six rows at a time, and the last seven to nine in halves: few rows have too few sums.
   std::int64_t i = 0;
-  for (; i + 6 <= g.m; i += 6) {
+  const auto rows = [&](std::int64_t m) {
+    switch (m) {
+      case 1:
+        gemm_block<rounding, 1>(g, i, columns);
+        break;
+      case 2:
+        gemm_block<rounding, 2>(g, i, columns);
+        break;
+      case 3:
+        gemm_block<rounding, 3>(g, i, columns);
+        break;
+      case 4:
+        gemm_block<rounding, 4>(g, i, columns);
+        break;
+      case 5:
+        gemm_block<rounding, 5>(g, i, columns);
+        break;
+      default:
+        gemm_block<rounding, 6>(g, i, columns);
+        break;
+    }
+    i += m;
+  };
+  while (g.m - i > 9) {
     gemm_block<rounding, 6>(g, i, columns);
+    i += 6;
   }
-  switch (g.m - i) {
-    case 1:
-      return gemm_block<rounding, 1>(g, i, columns);
-    case 2:
-      return gemm_block<rounding, 2>(g, i, columns);
-    case 3:
-      return gemm_block<rounding, 3>(g, i, columns);
-    case 4:
-      return gemm_block<rounding, 4>(g, i, columns);
-    case 5:
-      return gemm_block<rounding, 5>(g, i, columns);
-    default:
-      return;
+  if (g.m - i > 6) {
+    rows((g.m - i + 1) / 2);
+  }
+  if (i < g.m) {
+    rows(g.m - i);
   }
 }
 
 // Few terms: x stays in registers while the rows of c go by.
 template <LaneRounding rounding, int K, int N, bool together, class T>
-HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
+HWY_INLINE void shallow_columns(const Gemm<T>& product,
+                                const Columns<N, together, T>& product_columns) {
+  const Gemm<T> g = product;  // copies no store can reach
+  const Columns<N, together, T> columns = product_columns;
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
   V x[K][N];
@@ -183,11 +214,13 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
       x[l][v] = hn::LoadU(d, columns.x(v) + l * g.x_stride);
     }
   }
-  const bool bias_first = rounding == LaneRounding::none && g.bias != nullptr;
   const T* a = g.a;
   std::int64_t row = 0;
   for (std::int64_t i = 0; i < g.m; ++i, a += g.a_row, row += g.c_stride) {
-    const V bias = g.bias != nullptr ? hn::Set(d, g.bias[i]) : hn::Zero(d);
+    V bias = hn::Zero(d);
+    if (g.bias != nullptr) {
+      bias = hn::Set(d, g.bias[i]);
+    }
     V factor[K];
 #pragma GCC unroll 4
     for (int l = 0; l < K; ++l) {
@@ -195,7 +228,8 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
     }
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
-      V total = bias_first ? hn::MulAdd(factor[0], x[0][v], bias) : hn::Mul(factor[0], x[0][v]);
+      V total = rounding == LaneRounding::none ? hn::MulAdd(factor[0], x[0][v], bias)
+                                               : hn::Mul(factor[0], x[0][v]);
 #pragma GCC unroll 4
       for (int l = 1; l < K; ++l) {
         total = hn::MulAdd(factor[l], x[l][v], total);
@@ -264,7 +298,8 @@ HWY_INLINE void shallow(const Gemm<T>& g) {
 }
 
 template <LaneRounding rounding, class T>
-HWY_INLINE void gemm_with(const Gemm<T>& g) {
+HWY_INLINE void gemm_with(const Gemm<T>& product) {
+  const Gemm<T> g = product;
   if (!g.accumulate && g.parts == 1 && g.m > 4) {
     switch (g.k) {
       case 1:
@@ -290,7 +325,23 @@ void gemm(const Gemm<T>& g) {
       return gemm_with<LaneRounding::bf16>(g);
     }
   }
-  gemm_with<LaneRounding::none>(g);
+  // Many terms: a share at a time, whose rows of x stay in L1 while the rows of c go by.
+  constexpr std::int64_t most = 128;
+  if (g.k <= most || g.parts > 1 || g.m <= 12) {
+    return gemm_with<LaneRounding::none>(g);
+  }
+  const std::int64_t shares = (g.k + most - 1) / most;
+  Gemm<T> share = g;
+  share.bias = nullptr;
+  for (std::int64_t s = 0; s < shares; ++s) {
+    const std::int64_t first = s * g.k / shares;
+    share.k = (s + 1) * g.k / shares - first;
+    share.a = g.a + first * g.a_column;
+    share.x = g.x + first * g.x_stride;
+    share.accumulate = g.accumulate || s > 0;
+    share.bias = s + 1 == shares ? g.bias : nullptr;
+    gemm_with<LaneRounding::none>(share);
+  }
 }
 
 // M x K sums at once: every vector loaded is used M or K times.

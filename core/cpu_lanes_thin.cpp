@@ -67,7 +67,8 @@ constexpr unsigned operands_of() {
 // N vectors of lanes from `lane` on. thin: number of inputs, outputs and others, 0 where it is not
 // known before.
 template <class F, bool is_pullback, int N, int thin>
-void run_lanes(const ThinLayer& t, std::int64_t lane) {
+void run_lanes(const ThinLayer& layer, std::int64_t lane) {
+  const ThinLayer t = layer;  // a copy no store can reach
   constexpr int most = thin > 0 ? thin : int(ThinLayer::most);
   const std::int64_t inputs = thin > 0 ? thin : t.inputs;
   const std::int64_t outputs = thin > 0 ? thin : t.outputs;

@@ -16,12 +16,13 @@ constexpr std::int32_t most_narrow = 8;  // numbers a row that a product has bes
 // Instructions that a panel of elements [first, last) of `count` runs through one after the other.
 class TileDraft::Group {
  public:
-  explicit Group(TileDraft& draft) : draft_(draft) {}
+  explicit Group(TileDraft& draft) : draft_(&draft) {}
 
   // Begins with this instruction, if anything can follow it.
-  void begin(const TileInstruction& i) {
+  void begin(TileInstruction& i) {
     made_.clear();
     unfinished_.clear();
+    touched_.clear();
     const TileLoops& l = i.loops;
     const bool gemm = i.kind == TileInstruction::Kind::gemm &&
                       (l.batch == 1 ? l.n == 1 || l.out[1] == l.n : l.out[0] * l.batch == i.count);
@@ -29,6 +30,7 @@ class TileDraft::Group {
       made_.push_back(i.out);
     }
     count_ = i.count;
+    touch(i);
   }
 
   bool take(TileInstruction& i) {
@@ -39,10 +41,23 @@ class TileDraft::Group {
     if (is_rows(i.out)) {
       (i.along_k ? unfinished_ : made_).push_back(i.out);
     }
+    touch(i);
     return true;
   }
 
+  // Values by row of the panel's size that it goes over.
+  std::int32_t values() const { return std::int32_t(touched_.size()); }
+
  private:
+  void touch(TileInstruction& i) {
+    const auto add = [&](const TileRef& ref) {
+      if (is_rows(ref) && draft_->storage(ref).elements == count_ && !has(touched_, ref)) {
+        touched_.push_back(ref);
+      }
+    };
+    for_each_operand(i, [&](TileOperand& x) { add(x.ref); });
+    add(i.out);
+  }
   static bool has(const std::vector<TileRef>& refs, const TileRef& ref) {
     return std::find(refs.begin(), refs.end(), ref) != refs.end();
   }
@@ -55,10 +70,10 @@ class TileDraft::Group {
   bool aligned(const TileInstruction& i, int k, std::int32_t elements, std::int32_t stride) const {
     const TileOperand& x = i.in[std::size_t(k)];
     return is_rows(x.ref) && x.index == TileOperand::same && elements == count_ && stride == 1 &&
-           draft_.storage(x.ref).elements == count_ && !has(unfinished_, x.ref);
+           draft_->storage(x.ref).elements == count_ && !has(unfinished_, x.ref);
   }
   bool by_lane(const TileInstruction& i) const {
-    return draft_.plan_.sums[std::size_t(i.out.offset)].by_lane;
+    return draft_->plan_.sums[std::size_t(i.out.offset)].by_lane;
   }
 
   bool fits(TileInstruction& i) const {
@@ -78,7 +93,7 @@ class TileDraft::Group {
           return false;
         }
         i.along_k = aligned(i, 1, l.k, l.rhs[1]) && l.m <= most_narrow &&
-                    wider(i.dtype, draft_.arithmetic_) == i.dtype;  // terms round nothing
+                    wider(i.dtype, draft_->arithmetic_) == i.dtype;  // terms round nothing
         return i.along_k || (i.count == count_ && l.k <= most_narrow && complete(i, 1));
       case TileInstruction::Kind::outer:
         if (l.batch > 1 || l.n > 1 || !by_lane(i) || !is_rows(i.in[0].ref)) {
@@ -93,10 +108,11 @@ class TileDraft::Group {
     }
   }
 
-  TileDraft& draft_;
+  TileDraft* draft_;
   std::int32_t count_ = 0;
   std::vector<TileRef> made_;        // a panel at a time
   std::vector<TileRef> unfinished_;  // sums of products, complete after the last panel
+  std::vector<TileRef> touched_;
 };
 
 void TileDraft::mark_fused(std::span<TileInstruction> list) {
@@ -104,7 +120,7 @@ void TileDraft::mark_fused(std::span<TileInstruction> list) {
   for (std::size_t n = 0, head = 0; n < list.size(); ++n) {
     TileInstruction& i = list[n];
     if (i.parts > 0) {  // a group already
-      group.begin({});
+      group = Group(*this);
       continue;
     }
     i.fused = n > 0 && group.take(i);
@@ -112,8 +128,7 @@ void TileDraft::mark_fused(std::span<TileInstruction> list) {
       group.begin(i);
       head = n;
     }
-    // Sums by lane are a quarter of what a value by row is, or less.
-    list[head].panel += i.kind == TileInstruction::Kind::outer ? 0 : 1;
+    list[head].panel = std::max(1, group.values());
   }
 }
 

@@ -10,8 +10,6 @@
 //
 #include <hwy/foreach_target.h>
 //
-#include <hwy/cache_control.h>
-//
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -70,15 +68,6 @@ struct Columns {
 template <LaneRounding rounding, int M, int N, bool together, class T>
 HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
                            const Columns<N, together, T>& columns) {
-  if (g.accumulate) {  // so that they are there when the sums are
-#pragma GCC unroll 8
-    for (int r = 0; r < M; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        hwy::Prefetch(columns.c(v) + (i + r) * g.c_stride);
-      }
-    }
-  }
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
   constexpr int chains = M * N > 8 ? 1 : M * N > 4 ? 2 : 4;
@@ -325,23 +314,7 @@ void gemm(const Gemm<T>& g) {
       return gemm_with<LaneRounding::bf16>(g);
     }
   }
-  // Many terms: a share at a time, whose rows of x stay in L1 while the rows of c go by.
-  constexpr std::int64_t most = 128;
-  if (g.k <= most || g.parts > 1 || g.m <= 12) {
-    return gemm_with<LaneRounding::none>(g);
-  }
-  const std::int64_t shares = (g.k + most - 1) / most;
-  Gemm<T> share = g;
-  share.bias = nullptr;
-  for (std::int64_t s = 0; s < shares; ++s) {
-    const std::int64_t first = s * g.k / shares;
-    share.k = (s + 1) * g.k / shares - first;
-    share.a = g.a + first * g.a_column;
-    share.x = g.x + first * g.x_stride;
-    share.accumulate = g.accumulate || s > 0;
-    share.bias = s + 1 == shares ? g.bias : nullptr;
-    gemm_with<LaneRounding::none>(share);
-  }
+  gemm_with<LaneRounding::none>(g);
 }
 
 // M x K sums at once: every vector loaded is used M or K times.

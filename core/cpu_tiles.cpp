@@ -10,7 +10,7 @@
 namespace halftape::cpu {
 namespace {
 
-constexpr std::int64_t panel_numbers = 8192;   // of all values: a group's panels stay in L1
+constexpr std::int64_t panel_numbers = 20000;   // of all values: a group's panels stay in L1
 constexpr std::int64_t transposed_rows = 128;  // terms of a sum of products at once
 
 template <class T>

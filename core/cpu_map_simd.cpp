@@ -61,49 +61,30 @@ void run(const T* const* x, const std::int32_t* advance, T* out, std::int64_t n)
   loop<F>(x, advance, out, n, std::make_index_sequence<N>{});
 }
 
-// N vectors of an element's lanes, from `lane` on.
-template <class F, int N, class T, std::size_t... A>
-HWY_INLINE void one_element(const LaneOperand<T> (&x)[sizeof...(A)],
-                            const std::int64_t (&element)[sizeof...(A)], std::int64_t lanes,
-                            std::int64_t lane, T* out, std::index_sequence<A...>) {
+template <class F, class T, std::size_t... A>
+void loop_lanes(const LaneOperand<T>* x, T* out, std::int64_t elements, std::int64_t lanes,
+                std::index_sequence<A...>) {
   using V = Simd<T>;
   constexpr unsigned reads = F::call(Trace::operand(A)...).operands;
-  V in[sizeof...(A)][N];
-  const auto enter = [&](std::size_t a) {
+  alignas(64) T splat[sizeof...(A)][V::lanes];
+  const T* at[sizeof...(A)] = {};
+  std::int64_t step[sizeof...(A)] = {};
+  const auto enter = [&](std::size_t a, std::int64_t e) {
+    const std::int64_t element = x[a].index != nullptr ? x[a].index[e] : e * x[a].step;
     if (x[a].shared) {
-      const V number(hn::Set(typename V::Tag(), x[a].data[element[a]]));
-      for (V& vector : in[a]) {
-        vector = number;
-      }
+      V(hn::Set(typename V::Tag(), x[a].data[element])).store(splat[a]);
+      at[a] = splat[a];
+      step[a] = 0;
     } else {
-      const T* from = x[a].data + element[a] * lanes + lane;
-      for (V& vector : in[a]) {
-        vector = V::load(from);
-        from += V::lanes;
-      }
+      at[a] = x[a].data + element * lanes;
+      step[a] = V::lanes;
     }
   };
-  ((reads >> A & 1 ? enter(A) : void()), ...);
-#pragma GCC unroll 4
-  for (int v = 0; v < N; ++v) {
-    F::call((reads >> A & 1 ? in[A][v] : V())...).store(out + lane + v * V::lanes);
-  }
-}
-
-template <class F, class T, std::size_t... A>
-void loop_lanes(const LaneOperand<T>* operands, T* out, std::int64_t elements, std::int64_t lanes,
-                std::index_sequence<A...> all) {
-  constexpr std::int64_t pair = 2 * Simd<T>::lanes;
-  const LaneOperand<T> x[] = {operands[A]...};  // a copy no store can reach
-  for (std::int64_t e = 0; e < elements; ++e, out += lanes) {
-    const std::int64_t element[] = {
-        (x[A].index != nullptr ? std::int64_t(x[A].index[e]) : e * x[A].step)...};
-    std::int64_t lane = 0;
-    for (; lane + pair <= lanes; lane += pair) {
-      one_element<F, 2>(x, element, lanes, lane, out, all);
-    }
-    if (lane < lanes) {
-      one_element<F, 1>(x, element, lanes, lane, out, all);
+  for (std::int64_t e = 0; e < elements; ++e) {
+    ((reads >> A & 1 ? enter(A, e) : void()), ...);
+    for (std::int64_t i = 0; i < lanes; i += V::lanes) {
+      F::call((reads >> A & 1 ? V::load(at[A]) : V())...).store(out + e * lanes + i);
+      ((at[A] += step[A]), ...);
     }
   }
 }

@@ -10,7 +10,7 @@
 namespace halftape::cpu {
 namespace {
 
-constexpr std::int64_t panel_numbers = 20000;   // of all values: a group's panels stay in L1
+constexpr std::int64_t panel_numbers = 20000;  // of all values: a group's panels stay in L1
 constexpr std::int64_t transposed_rows = 128;  // terms of a sum of products at once
 
 template <class T>
@@ -197,7 +197,8 @@ class Tile {
         return nullptr;
       }
     } else {
-      if (f.operands != 3 || f.in[2].ref != head.out || !is_plain(f.in[0]) || !is_plain(f.in[1])) {
+      if (f.operands != 3 || f.in[2].ref != head.out || !is_plain(f.in[0]) || !is_plain(f.in[1]) ||
+          f.in[0].ref == head.out || f.in[1].ref == head.out) {
         return nullptr;
       }
       t.before = f.in[0].ref.space == TileSpace::none ? nullptr : m_.at(f.in[0].ref);
@@ -242,8 +243,8 @@ class Tile {
         t.z_sums = sums;
         t.z_sums_unit = by_unit;
         t.z_sums_other = by_other;
-      } else if (narrow == head.in[1].ref && count == t.inputs && stride == t.x_stride &&
-                 t.kept_sums == nullptr) {
+      } else if (wide != w && wide != head.out && narrow == head.in[1].ref && count == t.inputs &&
+                 stride == t.x_stride && t.kept_sums == nullptr) {
         t.kept = m_.at(wide);
         t.kept_sums = sums;
         t.kept_sums_unit = by_unit;

@@ -141,7 +141,7 @@ void run_lanes(const ThinLayer& layer, std::int64_t lane) {
           add_terms<N>(sums, [&](int v, V sum) { return mul_add(kept[v], x[k][v], sum); });
         }
       }
-      float* sums = t.z_sums + j * t.z_sums_unit;
+      float* sums = others > 0 ? t.z_sums + j * t.z_sums_unit : nullptr;
 #pragma GCC unroll 4
       for (std::int64_t s = 0; s < others; ++s, sums += t.z_sums_other) {
         add_terms<N>(sums, [&](int v, V sum) { return mul_add(w[v], z[s][v], sum); });

@@ -2,7 +2,7 @@
 // the operators and functions that formulas use. Included once per instruction set.
 //
 // f32 functions have errors of at most (ulp; docs/vector_math.md measures them over all inputs)
-//   tanh 1.1 on AVX-512 and 2.5 on AVX2, exp 1, expm1 2, log 1, log1p 2, sqrt 0.5; through these
+//   tanh 1.3 on AVX-512 and 2.5 on AVX2, exp 1, expm1 2, log 1, log1p 2, sqrt 0.5; through these
 //   sigmoid 3, softplus 2
 // and IEEE special cases: NaN in gives NaN out, signs of zeros are kept, results that overflow or
 // are subnormal round as others do. sin, cos, erf, pow, f64, and processors without fused

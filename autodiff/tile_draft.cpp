@@ -157,38 +157,6 @@ void TileDraft::sink_sums(std::vector<TileInstruction>& list) {
   list = std::move(result);
 }
 
-void TileDraft::mark_fused(std::vector<TileInstruction>& list) {
-  std::vector<std::int32_t> produced;  // by the group so far
-  for (std::size_t n = 0; n < list.size(); ++n) {
-    TileInstruction& i = list[n];
-    if (i.parts > 0) {  // a group already
-      produced.clear();
-      continue;
-    }
-    const bool gemm = i.kind == TileInstruction::Kind::gemm &&
-                      (i.loops.batch == 1 ? i.loops.n == 1 || i.loops.out[1] == i.loops.n
-                                          : i.loops.out[0] * i.loops.batch == i.count);
-    bool joins = n > 0 && i.kind == TileInstruction::Kind::map && !produced.empty() &&
-                 list[n - 1].count == i.count;
-    if (joins) {
-      for_each_operand(i, [&](TileOperand& x) {
-        const bool of_group =
-            std::find(produced.begin(), produced.end(), x.ref.offset) != produced.end();
-        joins &= !of_group || x.index == TileOperand::same;
-      });
-    }
-    if (!joins) {
-      produced.clear();
-    }
-    i.fused = joins;
-    if (i.kind == TileInstruction::Kind::map || gemm) {
-      produced.push_back(i.out.offset);
-    } else {
-      produced.clear();
-    }
-  }
-}
-
 void TileDraft::finish() {
   TilePlan& plan = plan_;
   fold_copies();
@@ -215,7 +183,9 @@ void TileDraft::finish() {
   form_panels(backward.first(std::size_t(plan.first_sum)));
   form_panels(backward.subspan(std::size_t(plan.first_sum)));
   mark_fused(plan.forward);
-  mark_fused(plan.backward);
+  mark_fused(backward.first(std::size_t(plan.first_sum)));
+  mark_fused(backward.subspan(std::size_t(plan.first_sum)));
+  mark_local();
   place();
 
   // Accumulators that are targets get memory, in units of whole vectors.

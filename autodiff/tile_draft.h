@@ -47,7 +47,10 @@ class TileDraft {
   std::size_t form_panels(std::span<TileInstruction> list, std::size_t n);
   bool reads_shares(const TileInstruction& i, int k, std::int32_t parts);
   bool makes_shares(const TileInstruction& i, std::int32_t parts);
-  void mark_fused(std::vector<TileInstruction>& list);
+  class Group;
+  void mark_fused(std::span<TileInstruction> list);
+  void mark_local();
+  static bool reads_all(const TileInstruction& i, const TileRef& ref);
   void place();
   template <class F>
   static void for_each_operand(TileInstruction& i, F&& f) {  // by row

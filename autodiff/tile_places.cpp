@@ -41,11 +41,9 @@ void TileDraft::share_in_place() {
             return;
           }
         }
-      }
-      // A product reads all of its operand again for each panel of its group.
-      if (all[head]->kind == TileInstruction::Kind::gemm && all[head]->parts == 0 &&
-          all[head]->in[1].ref == x.ref) {
-        return;
+        if (all[g]->parts == 0 && reads_all(*all[g], x.ref)) {  // again for each panel
+          return;
+        }
       }
       if (!merged && x.index == TileOperand::same && !from.pinned && !from.kept &&
           last[std::size_t(x.ref.offset)] == int(n) && from.elements == storage(i.out).elements &&

@@ -11,7 +11,7 @@ bool Worker<T>::backward(const Stretch& stretch, const BackwardRun& run, std::in
     in_rows().load_cotangent(run.adjoint[c], first, rows, n, a_ + at);
   });
   std::fill_n(m_.sums, v_.sum_numbers, T(0));
-  pending_ = 0;
+  pending_ = pending_times_ = 0;
   const bool at_end = stretch.last == plan_.steps();
   int next_saved = int(std::upper_bound(plan_.saved.begin(), plan_.saved.end(),
                                         at_end ? stretch.last : stretch.last - 1) -
@@ -62,6 +62,7 @@ bool Worker<T>::backward(const Stretch& stretch, const BackwardRun& run, std::in
     merge(sums.ledger[stretch.last - 1 - i], scale.end_step(), sums.used);
   }
   flush_parameters(sums);
+  flush_times(sums);
   for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
     in_rows().store(a_ + at, n, run.adjoint[c], first, rows);
   });
@@ -99,7 +100,7 @@ bool Worker<T>::pull_back(int i, AdjointScale& scale, Sums& sums) {
     bring_back(s);
     scale.begin_vjp(double(magnitude));
     if (!v_.narrow_cotangents) {  // nothing overflows and is done again: the scale stays
-      expect_sums(h * std::ldexp(1.0, -scale.exponent()), sums);
+      expect_sums(i, s, h * std::ldexp(1.0, -scale.exponent()), sums);
     }
     T largest = 0;
     std::int64_t underflows = 0;
@@ -129,10 +130,9 @@ bool Worker<T>::pull_back(int i, AdjointScale& scale, Sums& sums) {
       return false;
     }
     if (v_.narrow_cotangents) {
-      expect_sums(h * factor, sums);
+      expect_sums(i, s, h * factor, sums);
       run_tile<T>(v_, all_backward().subspan(std::size_t(v_.first_sum)), m_, nullptr);
     }
-    flush_times(i, s, h * factor, sums);
   }
   sums.steps[i - stretch_->first] += g;
   return std::isfinite(g);
@@ -173,11 +173,18 @@ bool Worker<T>::cotangents(int exponent, T& largest, std::int64_t& underflows) {
 }
 
 template <class T>
-void Worker<T>::expect_sums(double factor, Sums& sums) {
+void Worker<T>::expect_sums(int i, int s, double factor, Sums& sums) {
   constexpr int longest = 32;
   if (pending_ != T(factor) || ++waiting_ > longest) {
     flush_parameters(sums);
     pending_ = T(factor);
+  }
+  // Stages at the same time, one after the other, are added up, too.
+  const std::int64_t time = time_of(i, s);
+  if (v_.times > 0 && (pending_time_ != time || pending_times_ != T(factor))) {
+    flush_times(sums);
+    pending_time_ = time;
+    pending_times_ = T(factor);
   }
 }
 
@@ -196,15 +203,18 @@ void Worker<T>::flush_parameters(Sums& sums) {
 }
 
 template <class T>
-void Worker<T>::flush_times(int i, int s, double factor, Sums& sums) {
+void Worker<T>::flush_times(Sums& sums) {
+  if (pending_times_ == T(0)) {
+    return;
+  }
   for (const TileSum& sum : v_.sums) {
     if (sum.target == TileSpace::time) {
       T* acc = m_.sums + sum.offset;
-      T* total = sums.times + time_of(i, s) * v_.times + sum.target_offset;
-      add_sum(sum, acc, T(factor), total);
+      add_sum(sum, acc, pending_times_, sums.times + pending_time_ * v_.times + sum.target_offset);
       std::fill_n(acc, numbers_of(sum), T(0));
     }
   }
+  pending_times_ = 0;
 }
 
 template bool Worker<float>::backward(const Stretch&, const BackwardRun&, std::int64_t,

@@ -150,29 +150,49 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
 
 template <LaneRounding rounding, int N, bool together, class T>
 HWY_INLINE void gemm_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
+  // Six rows at a time, and the last seven to nine in halves: few rows have too few sums.
   std::int64_t i = 0;
-  for (; i + 6 <= g.m; i += 6) {
+  const auto rows = [&](std::int64_t m) {
+    switch (m) {
+      case 1:
+        gemm_block<rounding, 1>(g, i, columns);
+        break;
+      case 2:
+        gemm_block<rounding, 2>(g, i, columns);
+        break;
+      case 3:
+        gemm_block<rounding, 3>(g, i, columns);
+        break;
+      case 4:
+        gemm_block<rounding, 4>(g, i, columns);
+        break;
+      case 5:
+        gemm_block<rounding, 5>(g, i, columns);
+        break;
+      default:
+        gemm_block<rounding, 6>(g, i, columns);
+        break;
+    }
+    i += m;
+  };
+  while (g.m - i > 9) {
     gemm_block<rounding, 6>(g, i, columns);
+    i += 6;
   }
-  switch (g.m - i) {
-    case 1:
-      return gemm_block<rounding, 1>(g, i, columns);
-    case 2:
-      return gemm_block<rounding, 2>(g, i, columns);
-    case 3:
-      return gemm_block<rounding, 3>(g, i, columns);
-    case 4:
-      return gemm_block<rounding, 4>(g, i, columns);
-    case 5:
-      return gemm_block<rounding, 5>(g, i, columns);
-    default:
-      return;
+  if (g.m - i > 6) {
+    rows((g.m - i + 1) / 2);
+  }
+  if (i < g.m) {
+    rows(g.m - i);
   }
 }
 
 // Few terms: x stays in registers while the rows of c go by.
 template <LaneRounding rounding, int K, int N, bool together, class T>
-HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
+HWY_INLINE void shallow_columns(const Gemm<T>& product,
+                                const Columns<N, together, T>& product_columns) {
+  const Gemm<T> g = product;  // copies no store can reach
+  const Columns<N, together, T> columns = product_columns;
   const Full<T> d;
   using V = hn::Vec<Full<T>>;
   V x[K][N];
@@ -183,11 +203,13 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
       x[l][v] = hn::LoadU(d, columns.x(v) + l * g.x_stride);
     }
   }
-  const bool bias_first = rounding == LaneRounding::none && g.bias != nullptr;
   const T* a = g.a;
   std::int64_t row = 0;
   for (std::int64_t i = 0; i < g.m; ++i, a += g.a_row, row += g.c_stride) {
-    const V bias = g.bias != nullptr ? hn::Set(d, g.bias[i]) : hn::Zero(d);
+    V bias = hn::Zero(d);
+    if (g.bias != nullptr) {
+      bias = hn::Set(d, g.bias[i]);
+    }
     V factor[K];
 #pragma GCC unroll 4
     for (int l = 0; l < K; ++l) {
@@ -195,7 +217,8 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
     }
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
-      V total = bias_first ? hn::MulAdd(factor[0], x[0][v], bias) : hn::Mul(factor[0], x[0][v]);
+      V total = rounding == LaneRounding::none ? hn::MulAdd(factor[0], x[0][v], bias)
+                                               : hn::Mul(factor[0], x[0][v]);
 #pragma GCC unroll 4
       for (int l = 1; l < K; ++l) {
         total = hn::MulAdd(factor[l], x[l][v], total);
@@ -264,7 +287,8 @@ HWY_INLINE void shallow(const Gemm<T>& g) {
 }
 
 template <LaneRounding rounding, class T>
-HWY_INLINE void gemm_with(const Gemm<T>& g) {
+HWY_INLINE void gemm_with(const Gemm<T>& product) {
+  const Gemm<T> g = product;
   if (!g.accumulate && g.parts == 1 && g.m > 4) {
     switch (g.k) {
       case 1:
@@ -305,7 +329,7 @@ HWY_INLINE void outer_block(const OuterByLane<T>& o, std::int64_t i, std::int64_
   for (int r = 0; r < M; ++r) {
 #pragma GCC unroll 8
     for (int s = 0; s < K; ++s) {
-      sum[r][s] = hn::LoadU(d, o.sums + ((i + r) * o.k + j + s) * lanes);
+      sum[r][s] = hn::LoadU(d, o.sums + (i + r) * o.sums_stride + (j + s) * lanes);
     }
   }
   for (std::int64_t n = 0; n < o.n; n += L) {
@@ -327,7 +351,7 @@ HWY_INLINE void outer_block(const OuterByLane<T>& o, std::int64_t i, std::int64_
   for (int r = 0; r < M; ++r) {
 #pragma GCC unroll 8
     for (int s = 0; s < K; ++s) {
-      hn::StoreU(sum[r][s], d, o.sums + ((i + r) * o.k + j + s) * lanes);
+      hn::StoreU(sum[r][s], d, o.sums + (i + r) * o.sums_stride + (j + s) * lanes);
     }
   }
 }
@@ -401,11 +425,11 @@ HWY_INLINE bool thin(const OuterByLane<T>& o) {
   constexpr std::int64_t lanes = tile_vector;
   if (o.k == 1 || o.k == 2) {
     const auto run = o.k == 1 ? outer_thin_for<1, T> : outer_thin_for<2, T>;
-    return run(o.x, o.x_stride, o.g, o.g_stride, o.m, o.sums, lanes, o.k * lanes, o.n);
+    return run(o.x, o.x_stride, o.g, o.g_stride, o.m, o.sums, lanes, o.sums_stride, o.n);
   }
   if (o.m == 1 || o.m == 2) {
     const auto run = o.m == 1 ? outer_thin_for<1, T> : outer_thin_for<2, T>;
-    return run(o.g, o.g_stride, o.x, o.x_stride, o.k, o.sums, o.k * lanes, lanes, o.n);
+    return run(o.g, o.g_stride, o.x, o.x_stride, o.k, o.sums, o.sums_stride, lanes, o.n);
   }
   return false;
 }

@@ -35,7 +35,8 @@ struct Gemm {
   std::int64_t parts = 1, a_part = 0, x_part = 0;
 };
 
-// sums(i, j) += sum over r of g(i, r) x(j, r), r < n, lane by lane: sums is [m, k, tile_vector].
+// sums(i, j) += sum over r of g(i, r) x(j, r), r < n, lane by lane: sums is [m, k, tile_vector],
+// `sums_stride` numbers from row to row.
 template <class T>
 struct OuterByLane {
   std::int64_t m, k, n;
@@ -44,6 +45,7 @@ struct OuterByLane {
   const T* x;
   std::int64_t x_stride;
   T* sums;
+  std::int64_t sums_stride;
 };
 
 template <class T>

@@ -5,11 +5,12 @@
 
 #include "halftape/core/cpu_kernels.h"
 #include "halftape/core/cpu_lanes.h"
+#include "halftape/core/cpu_tiles_thin.h"
 
 namespace halftape::cpu {
 namespace {
 
-constexpr std::int64_t panel_numbers = 6144;   // of one value: a group's panels stay in L1
+constexpr std::int64_t panel_numbers = 20000;  // of all values: a group's panels stay in L1
 constexpr std::int64_t transposed_rows = 128;  // terms of a sum of products at once
 
 template <class T>
@@ -41,12 +42,7 @@ class Tile {
     return m_.at(ref) + (ref.space == TileSpace::panel ? 0 : first * m_.lanes);
   }
 
-  const T* table(const TileRef& ref) const {
-    return (ref.space == TileSpace::parameter ? m_.parameter : m_.time) + ref.offset;
-  }
-  static bool is_table(const TileRef& ref) {
-    return ref.space == TileSpace::parameter || ref.space == TileSpace::time;
-  }
+  const T* table(const TileRef& ref) const { return m_.table(ref); }
   std::int64_t element(const TileOperand& x, std::int64_t e) const {
     return x.index == TileOperand::same    ? e
            : x.index == TileOperand::first ? 0
@@ -136,22 +132,50 @@ class Tile {
       }
       return;
     }
+    if (run_thin(group)) {
+      return;
+    }
     // Elements a panel is made of: what the product's blocks give.
     std::int64_t unit = 1;
     if (head.kind == TileInstruction::Kind::gemm) {
       unit = head.loops.batch > 1 ? std::int64_t(head.loops.m) * head.loops.n
                                   : std::int64_t(6) * head.loops.n;
     }
-    const std::int64_t panel = std::max<std::int64_t>(1, panel_numbers / (unit * m_.lanes)) * unit;
+    const std::int64_t most =
+        std::max<std::int64_t>(1, panel_numbers / (head.panel * unit * m_.lanes)) * unit;
+    const std::int64_t panels = (head.count + most - 1) / most;
+    const std::int64_t panel = ((head.count + panels - 1) / panels + unit - 1) / unit * unit;
     for (std::int64_t e = 0; e < head.count; e += panel) {
-      const std::int64_t end = std::min<std::int64_t>(head.count, e + panel);
       for (const TileInstruction& i : group) {
-        if (i.kind == TileInstruction::Kind::gemm) {
-          gemm(i, e, end);
-        } else {
-          map(i, e, end);
-        }
+        run_elements(i, e, std::min<std::int64_t>(head.count, e + panel));
       }
+    }
+  }
+
+  // The group as one pass in registers; false where it is not of that form.
+  bool run_thin(std::span<const TileInstruction> group) {
+    if constexpr (std::is_same_v<T, float>) {
+      ThinLayer t;
+      if (const ThinLayerKernel run = thin_layer(plan_, m_, group, t)) {
+        run(t);
+        return true;
+      }
+    }
+    return false;
+  }
+
+  void run_elements(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
+    switch (i.kind) {
+      case TileInstruction::Kind::map:
+        return map(i, e0, e1);
+      case TileInstruction::Kind::gemm:
+        return i.along_k ? gemm_terms(i, e0, e1) : gemm(i, e0, e1);
+      case TileInstruction::Kind::outer:
+        return outer_by_lane(i, e0, e1);
+      case TileInstruction::Kind::sum_rows:
+        return sum_rows(i, e0, e1);
+      default:
+        return;  // never in such a group
     }
   }
 
@@ -254,6 +278,51 @@ class Tile {
     }
   }
 
+  // Terms [k0, k1) of the sums, and the bias with the first of them.
+  void gemm_terms(const TileInstruction& i, std::int64_t k0, std::int64_t k1) {
+    const TileLoops& l = i.loops;
+    Gemm<T> g{};
+    g.m = l.m;
+    g.n = m_.lanes;
+    g.k = k1 - k0;
+    g.a = table(i.in[0].ref) + k0 * l.lhs[2];
+    g.a_row = l.lhs[1];
+    g.a_column = l.lhs[2];
+    g.x = at(i.in[1].ref, k0);
+    g.x_stride = m_.lanes;
+    g.c = m_.at(i.out);
+    g.c_stride = m_.lanes;
+    g.accumulate = k0 > 0;
+    g.bias = k0 > 0 || i.bias.space == TileSpace::none ? nullptr : table(i.bias);
+    k_.gemm(g);
+  }
+
+  // Rows [e0, e1) of the sums, or columns.
+  void outer_by_lane(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
+    const TileLoops& l = i.loops;
+    T* sums = m_.sums + plan_.sums[std::size_t(i.out.offset)].offset;
+    const std::int64_t stride = std::int64_t(l.k) * tile_vector;
+    OuterByLane<T> o{l.m,
+                     l.k,
+                     m_.lanes,
+                     m_.at(i.in[0].ref),
+                     l.lhs[1] * m_.lanes,
+                     m_.at(i.in[1].ref),
+                     l.rhs[1] * m_.lanes,
+                     sums,
+                     stride};
+    if (i.along_k) {
+      o.k = e1 - e0;
+      o.x += e0 * o.x_stride;
+      o.sums += e0 * tile_vector;
+    } else {
+      o.m = e1 - e0;
+      o.g += e0 * o.g_stride;
+      o.sums += e0 * stride;
+    }
+    k_.outer_by_lane(o);
+  }
+
   void copy(const TileInstruction& i) {
     const TileOperand& in = i.in[0];
     T* out = m_.at(i.out) + i.out_first * m_.lanes;
@@ -299,8 +368,8 @@ class Tile {
         const T* gt = g + (o * g_other + t * g_term) * m_.lanes;
         const T* xt = x + (o * x_other + t * x_term) * m_.lanes;
         if (sum.by_lane) {
-          k_.outer_by_lane(
-              {l.m, l.k, m_.lanes, gt, l.lhs[1] * m_.lanes, xt, l.rhs[1] * m_.lanes, sums});
+          k_.outer_by_lane({l.m, l.k, m_.lanes, gt, l.lhs[1] * m_.lanes, xt, l.rhs[1] * m_.lanes,
+                            sums, std::int64_t(l.k) * tile_vector});
           continue;
         }
         Gemm<T> gemm{};

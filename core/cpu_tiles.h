@@ -7,6 +7,10 @@
 
 namespace halftape::cpu {
 
+inline bool is_table(const TileRef& ref) {
+  return ref.space == TileSpace::parameter || ref.space == TileSpace::time;
+}
+
 // Memory of one tile. Pointers of the present stage and time are set before each run.
 template <class T>
 struct TileMemory {
@@ -20,6 +24,9 @@ struct TileMemory {
 
   T* at(const TileRef& ref) const {
     return (ref.space == TileSpace::kept ? kept : scratch) + std::int64_t(ref.offset) * lanes;
+  }
+  const T* table(const TileRef& ref) const {
+    return (ref.space == TileSpace::parameter ? parameter : time) + ref.offset;
   }
 };
 

@@ -145,11 +145,11 @@ class Worker {
 
   // Before sums of this factor are added. They wait in m_.sums while the factor stays the same, but
   // not for long: short sums round less.
-  void expect_sums(double factor, Sums& sums);
+  void expect_sums(int i, int s, double factor, Sums& sums);
 
   void flush_parameters(Sums& sums);
 
-  void flush_times(int i, int s, double factor, Sums& sums);
+  void flush_times(Sums& sums);
 
  public:
   static void merge(LedgerEntry& all, const LedgerEntry& one, bool used) {
@@ -198,8 +198,10 @@ class Worker {
   std::vector<T*> held_;        // of all stages but the last, where values are narrow
   T *kept_ = nullptr, *slopes_ = nullptr, *y_ = nullptr, *next_ = nullptr, *room_ = nullptr;
   T *a_ = nullptr, *u_ = nullptr, *products_ = nullptr, *loss_ = nullptr;
-  T pending_ = 0;    // h / S of what m_.sums holds for parameters; 0: nothing
-  int waiting_ = 0;  // VJPs it has waited
+  T pending_ = 0;        // h / S of what m_.sums holds for parameters; 0: nothing
+  int waiting_ = 0;      // VJPs it has waited
+  T pending_times_ = 0;  // the same for times, all of them pending_time_
+  std::int64_t pending_time_ = 0;
   std::vector<double> factor_;
   std::vector<char> zero_;
   std::vector<T> coefficients_;

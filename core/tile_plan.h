@@ -55,8 +55,11 @@ struct TileInstruction {
   DType dtype = DType::f32;              // what results are rounded to
   bool fused = false;                    // runs with the instruction before it, panel by panel
   // In a group over matrices: it runs `panel` of `parts` equal shares of all its values at a time.
-  // parts 0: a product with maps, in panels that L1 has room for.
+  // parts 0: panels of elements of the first instruction's result, as many as L1 has room for;
+  // `panel` there is the number of values by row that the group goes over.
   std::int32_t parts = 0, panel = 0;
+  bool along_k = false;    // there: a panel is a range of k, of a product that sums over elements
+  bool local = false;      // the result is read within its group only
   std::int32_t count = 0;  // elements of the result
   TileRef out;
   std::array<TileOperand, 5> in{};

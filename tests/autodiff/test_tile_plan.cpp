@@ -52,6 +52,42 @@ TEST_CASE("a layer is one product with its bias and the tanh behind it; its text
   CHECK(text.find("sum_rows") != std::string::npos);
 }
 
+TEST_CASE("a hidden layer and what uses it are one group in each direction") {
+  constexpr std::int64_t rows = 8, width = 5;
+  Tape tape(Tape::Execute::shapes_only);
+  const Var y = tape.leaf(Type{DType::f32, {rows, 2}}, "y", Role::input);
+  const Var w0 = tape.leaf(Type{DType::f32, {width, 2}}, "w0", Role::parameter);
+  const Var b0 = tape.leaf(Type{DType::f32, {width}}, "b0", Role::parameter);
+  const Var w1 = tape.leaf(Type{DType::f32, {2, width}}, "w1", Role::parameter);
+  const Var k = matmul(tanh(matmul(y, w0, Transpose::rhs) + b0), w1, Transpose::rhs);
+  Program program = tape.program();
+  program.outputs = {k.id()};
+  TileRequest request;
+  request.rows = rows;
+  request.row_inputs = {y.id()};
+  request.parameters = {w0.id(), b0.id(), w1.id()};
+  const TilePlanning planning = plan_tiles(program, request);
+  REQUIRE(planning.tiled);
+  const TilePlan& plan = planning.tiled->plan;
+  using Kind = TileInstruction::Kind;
+  REQUIRE(plan.forward.size() == 3);  // W0 y + b0 | tanh | W1 h, whose terms are hidden values
+  CHECK(plan.forward[2].kind == Kind::gemm);
+  CHECK(plan.forward[2].fused);
+  CHECK(plan.forward[2].along_k);
+  CHECK(!plan.forward[1].local);  // the backward pass reads it
+  // W1^T u | tanh's pullback | u h^T | sum | W0^T v | v y^T
+  REQUIRE(plan.backward.size() == 6);
+  for (std::size_t n = 1; n < 6; ++n) {
+    const TileInstruction& i = plan.backward[n];
+    CHECK(i.fused);
+    // h is the right operand of its sums of products, v the left one of its.
+    CHECK(i.along_k == (i.kind == Kind::gemm || (i.kind == Kind::outer && i.loops.k == width)));
+  }
+  CHECK(!plan.backward[0].fused);
+  CHECK(plan.backward[0].local);
+  CHECK(plan.backward[1].local);
+}
+
 TEST_CASE("a program that mixes rows has no plan, and the reason names the op") {
   Tape tape(Tape::Execute::shapes_only);
   const Var y = tape.leaf(Type{DType::f32, {4, 2}}, "y", Role::input);

@@ -4,6 +4,8 @@ Minimax by reweighted least squares (Lawson) on the error in units of 2^-24 of t
 coefficients are rounded to f32 one after the other, the rest fitted again each time.
 """
 
+import math
+
 import mpmath
 import numpy as np
 
@@ -56,27 +58,34 @@ fit("expm1_reduced", expm1_tail, lambda r: np.abs(r) + 1e-9, -half, half, 6)
 fit("tanh", expm1_tail, lambda r: np.abs(r) + 1e-9, -half, half, 5, scale=2.0)
 
 
+TANH_OFFSET = 1.25
+TANH_SCALE = float(np.float32(15 * TANH_OFFSET / 9.02))
+
+
 def tanh_table():
-    """Rows of the AVX-512 table: 32 intervals by exponent and two more bits of |x| from 2^-4."""
-    rows = np.zeros((7, 32))
-    rows[1] = 1.0  # beyond 9.02 nothing is looked up
-    for i in range(29):
-        begin = 2.0 ** (i // 4 - 4) * (1 + i % 4 / 4)
-        end = min(2.0 ** (i // 4 - 4) * (1 + (i % 4 + 1) / 4), 9.03)
-        begin = begin if i > 0 else 0.0
+    """Rows of the AVX-512 table: 32 intervals, by exponent and three more bits of
+    u = TANH_SCALE |x| + TANH_OFFSET. The offset is the one of n / 8 with the smallest error."""
+    rows = np.zeros((6, 32))
+    edge = TANH_OFFSET
+    for i in range(32):
+        width = 2.0 ** math.floor(math.log2(edge)) / 8
+        begin = float(np.float32((edge - TANH_OFFSET) / TANH_SCALE))
+        end = (edge + width - TANH_OFFSET) / TANH_SCALE
         t = (end - begin) / 2 * (1 - np.cos(np.pi * (np.arange(2000) + 0.5) / 2000))
         f = np.array([float(mpmath.tanh(mpmath.mpf(begin) + mpmath.mpf(v))) for v in t])
         done = [0.0, 1.0] if i == 0 else []
-        while len(done) < 6:
+        while len(done) < 5:
             rest = f - sum(c * t**k for k, c in enumerate(done))
-            powers = np.stack([(t / t.max()) ** k for k in range(len(done), 6)], 1)
+            powers = np.stack([(t / t.max()) ** k for k in range(len(done), 5)], 1)
             c = lawson(powers, rest, 1 / np.maximum(f, 1e-30), 40)[0] / t.max() ** len(done)
             done.append(float(np.float32(c)))
-        # The column is what the exponent's and two more bits of 2^-4 (492) and up give modulo 32.
-        rows[:, (492 + i) % 32] = [np.float32(begin), *done]
+        # The last exponent bits and three more of `edge` are its column.
+        column = int(np.float32(edge).view(np.int32)) >> 20 & 31
+        rows[:, column] = [np.float32(begin), *done]
+        edge += width
     print("tanh_table:")
     for row in rows:
-        print("  {" + ", ".join(float(v).hex().replace("0000000p", "p") for v in row) + "},")
+        print("  {" + ", ".join(float(v).hex().replace("0000000p", "p") + "f" for v in row) + "},")
 
 
 tanh_table()

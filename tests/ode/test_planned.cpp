@@ -13,6 +13,7 @@
 namespace halftape {
 namespace {
 
+using test::OneThread;
 using test::options_for;
 using test::Problem;
 using test::Rows;
@@ -21,12 +22,6 @@ using test::Smooth;
 using test::Solved;
 
 using Theta = std::span<const Var>;
-
-struct OneThread {
-  int before = threads();
-  OneThread() { set_threads(1); }
-  ~OneThread() { set_threads(before); }
-};
 
 void require_same_report(const SolveReport& a, const SolveReport& b) {
   CHECK(a.evaluations == b.evaluations);

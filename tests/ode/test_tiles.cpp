@@ -16,6 +16,7 @@ namespace halftape {
 namespace {
 
 using test::in_dtype;
+using test::OneThread;
 using test::options_for;
 using test::Problem;
 using test::random_velocity;
@@ -26,13 +27,6 @@ using test::Smooth;
 using test::Solved;
 
 using Theta = std::span<const Var>;
-
-// Solves are small: starting threads would take longer than running them.
-struct OneThread {
-  int before = threads();
-  OneThread() { set_threads(1); }
-  ~OneThread() { set_threads(before); }
-};
 
 Tensor f64(const Shape& shape, std::uint64_t seed, double stddev = 1) {
   return test::normal(shape, DType::f64, seed, stddev);

@@ -13,6 +13,13 @@
 
 namespace halftape::test {
 
+// These solves are small: starting threads would take longer than running them.
+struct OneThread {
+  int before = threads();
+  OneThread() { set_threads(1); }
+  ~OneThread() { set_threads(before); }
+};
+
 // smooth: without kinks and jumps, which rounding may cross.
 enum class Smooth { no, yes };
 enum class Rows { apart, mixed };

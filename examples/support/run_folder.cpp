@@ -171,6 +171,7 @@ std::int64_t RunFolder::start(Checkpoint& checkpoint) {
       fs::remove(path);
     }
   }
+  remove_old();
   keep_rows(done);
   return done;
 }
@@ -265,6 +266,11 @@ void RunFolder::save_if_due(std::int64_t iteration, const Checkpoint& checkpoint
   }
   checkpoint.save(checkpoints() / fmt::format("{:06}{}", iteration, ending),
                   {{"example", options_.example}, {"iteration", std::to_string(iteration)}});
+  remove_old();
+}
+
+// Also when a run begins: the one before may have been killed between saving and this.
+void RunFolder::remove_old() const {
   const auto all = saved();
   for (std::size_t k = 0; k + std::size_t(keep_) < all.size(); ++k) {
     fs::remove(all[k].second);

@@ -63,6 +63,7 @@ class RunFolder {
   // By iteration, least first.
   std::vector<std::pair<std::int64_t, std::filesystem::path>> saved() const;
   void keep_rows(std::int64_t iterations);
+  void remove_old() const;  // checkpoints but for the last few
 
   struct Close {
     void operator()(std::FILE* file) const { std::fclose(file); }

@@ -44,10 +44,12 @@ void AdjointScale::begin_vjp(double largest_seed) {
   retries_ = 0;
   first_ = dynamic() && !started_;
   if (first_) {
-    move_to(exponent_for(largest_seed, scaling_.first_headroom));
+    int exponent = 0;
+    significand_ = 2 * std::frexp(largest_seed, &exponent);
+    move_to(exponent_for(largest_seed / significand_, scaling_.first_headroom));
     started_ = true;
-  } else if (dynamic() && std::ldexp(largest_seed, exponent_) > max_) {  // the seed must fit
-    move_to(exponent_for(largest_seed, scaling_.headroom));
+  } else if (dynamic() && largest_seed * factor() > max_) {  // the seed must fit
+    move_to(exponent_for(largest_seed / significand_, scaling_.headroom));
   }
 }
 

@@ -1,4 +1,8 @@
-// The power of two on the cotangent that a low-precision vector-Jacobian product (VJP) starts from.
+// The factor S on the cotangent that a low-precision vector-Jacobian product (VJP) starts from.
+//
+// Dynamic: S = 2^e / m, where m in [1, 2) is the significand of the largest element of the first
+// seed, so that a sweep rounds the same numbers whatever the loss is multiplied by; only e moves.
+// Fixed: S = 2^e.
 //
 // Dynamic scaling keeps headroom. M is the largest magnitude over the L tensors of a sweep. The
 // exponent starts at floor(log2(max_L / 2^first_headroom / M)) of the first seed; after that VJP,
@@ -7,13 +11,13 @@
 // half S. (Issue and policy: docs/numerics.md.)
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "halftape/core/dtype.h"
 
 namespace halftape {
 
-// The factor S = 2^e on the cotangent that a low-precision VJP starts from.
 struct Scaling {
   enum class Kind : std::uint8_t { automatic, none, fixed, dynamic };
   // What none and fixed do when a VJP overflows: an error, or non-finite gradients for an outer
@@ -42,7 +46,7 @@ struct Scaling {
 struct LedgerEntry {
   int step = 0;
   double t = 0;          // start of the step
-  int min_exponent = 0;  // of the scales 2^e used by its stage VJPs
+  int min_exponent = 0;  // e of the scales used by its stage VJPs
   int max_exponent = 0;
   double max_magnitude = 0;     // largest scaled value in L
   int retries = 0;              // VJPs done again after an overflow
@@ -54,6 +58,7 @@ class AdjointScale {
  public:
   AdjointScale(const Scaling& scaling, DType compute);
 
+  double factor() const { return std::ldexp(1 / significand_, exponent_); }  // S
   int exponent() const { return exponent_; }
   bool dynamic() const { return scaling_.kind == Scaling::Kind::dynamic; }
   // An overflow gives non-finite gradients; the VJP runs on, whatever its seed.
@@ -77,6 +82,7 @@ class AdjointScale {
   Scaling scaling_;
   double max_;  // largest finite value of L
   int exponent_ = 0;
+  double significand_ = 1;  // m
   bool started_ = false;
   bool first_ = false;
   int retries_ = 0;

@@ -100,20 +100,20 @@ bool Worker<T>::pull_back(int i, AdjointScale& scale, Sums& sums) {
     bring_back(s);
     scale.begin_vjp(double(magnitude));
     if (!v_.narrow_cotangents) {  // nothing overflows and is done again: the scale stays
-      expect_sums(i, s, h * std::ldexp(1.0, -scale.exponent()), sums);
+      expect_sums(i, s, h / scale.factor(), sums);
     }
     T largest = 0;
     std::int64_t underflows = 0;
-    while (!cotangents(scale.exponent(), largest, underflows)) {
+    while (!cotangents(T(scale.factor()), largest, underflows)) {
       ++sums.vjps;
       if (!scale.retry()) {
         return false;
       }
     }
     ++sums.vjps;
-    const double factor = std::ldexp(1.0, -scale.exponent());
+    const double factor = 1 / scale.factor();
     if (!v_.narrow_cotangents) {
-      largest = T(std::ldexp(double(magnitude), scale.exponent()));  // of the seeds
+      largest = T(double(magnitude) * scale.factor());  // of the seeds
     }
     scale.end_vjp(double(largest), underflows);
     factor_[std::size_t(s)] = factor;
@@ -139,8 +139,7 @@ bool Worker<T>::pull_back(int i, AdjointScale& scale, Sums& sums) {
 }
 
 template <class T>
-bool Worker<T>::cotangents(int exponent, T& largest, std::int64_t& underflows) {
-  const T scale = T(std::ldexp(1.0, exponent));
+bool Worker<T>::cotangents(T scale, T& largest, std::int64_t& underflows) {
   largest = 0;
   underflows = 0;
   bool fits = true;

@@ -141,7 +141,7 @@ class Worker {
   std::span<const TileInstruction> all_backward() const { return v_.backward; }
 
   // Seeds, and the reverse sweep of the stage entered. False when a cotangent overflowed.
-  bool cotangents(int exponent, T& largest, std::int64_t& underflows);
+  bool cotangents(T scale, T& largest, std::int64_t& underflows);
 
   // Before sums of this factor are added. They wait in m_.sums while the factor stays the same, but
   // not for long: short sums round less.

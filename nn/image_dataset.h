@@ -10,8 +10,8 @@
 #include <string_view>
 #include <vector>
 
-#include "halftape/core/tensor.h"
 #include "halftape/core/file.h"
+#include "halftape/core/tensor.h"
 
 namespace halftape {
 

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "halftape/core/tensor.h"
 #include "halftape/core/file.h"
+#include "halftape/core/tensor.h"
 
 namespace halftape {
 

@@ -49,9 +49,7 @@ class ParameterSums {
 // df/dt . u of the stage, unscaled.
 double time_cotangent(Stage& stage, const ScaledVjp::Product& product) {
   const ValueId id = stage.plan().t_bar;
-  return product.zero || id == no_value
-             ? 0.0
-             : std::ldexp(stage.replay().value(id).item(), -product.exponent);
+  return product.zero || id == no_value ? 0.0 : product.factor * stage.replay().value(id).item();
 }
 
 // The adjoint of the steps, last to first.
@@ -183,7 +181,7 @@ class Sweep {
       if (product.zero) {
         continue;
       }
-      factor[std::size_t(s)] = std::ldexp(1.0, -product.exponent);
+      factor[std::size_t(s)] = product.factor;
       for (std::size_t c = 0; c < a_.size(); ++c) {
         const ValueId id = stage.plan().y_bar[c];
         v[std::size_t(s)][c] = id == no_value ? nullptr : &stage.replay().value(id);
@@ -378,7 +376,7 @@ SolveGradients continuous_adjoint(const Solve& solve, const SolveInputs& inputs,
       ++solve.report->backward_evaluations;
       const ScaledVjp::Product product =
           scaled.apply(stage, a_stage, {Outcome::ok, i, grid.steps(), stage.t(), s, {}, {}});
-      factor[std::size_t(s)] = std::ldexp(1.0, -product.exponent);
+      factor[std::size_t(s)] = product.factor;
       for (std::size_t c = 0; c < components; ++c) {
         k[std::size_t(s)].push_back(stage.slope(int(c)));
         const ValueId id = stage.plan().y_bar[c];

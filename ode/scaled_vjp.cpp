@@ -15,7 +15,7 @@ bool ScaledVjp::run(Stage& stage, std::span<const Tensor> u, std::span<const Sta
   Backend& backend = cpu_backend();
   const VelocityPlan& plan = stage.plan();
   Replay& replay = stage.replay();
-  const double scale = std::ldexp(1.0, scale_.exponent());
+  const double scale = scale_.factor();
   vjp_magnitude_ = 0;
   vjp_underflows_ = 0;
   for (std::size_t c = 0; c < u.size(); ++c) {
@@ -67,9 +67,9 @@ ScaledVjp::Product ScaledVjp::apply(Stage& stage, std::span<const Tensor> u, con
       fail(stage, where);
     }
   }
-  const int used = scale_.exponent();
+  const double factor = 1 / scale_.factor();
   scale_.end_vjp(vjp_magnitude_, vjp_underflows_);
-  return {false, used};
+  return {false, factor};
 }
 
 void ScaledVjp::fail(Stage& stage, const Status& where) const {

@@ -1,4 +1,4 @@
-// Internal to ode/: a stage's vector-Jacobian product in L, on a cotangent scaled by S = 2^e.
+// Internal to ode/: a stage's vector-Jacobian product in L, on a cotangent scaled by S.
 #pragma once
 
 #include "halftape/ode/solve.h"
@@ -9,10 +9,10 @@ class ScaledVjp {
  public:
   ScaledVjp(const Solve& solve);
 
-  // What one VJP gave: values in the stage's replay, to be multiplied by 2^-exponent.
+  // What one VJP gave: values in the stage's replay, to be multiplied by `factor`.
   struct Product {
-    bool zero = true;  // the cotangent was zero: so is the product, and nothing was run
-    int exponent = 0;
+    bool zero = true;   // the cotangent was zero: so is the product, and nothing was run
+    double factor = 1;  // 1 / S
   };
   // u: one cotangent per component, in the adjoint dtype. Throws NumericError.
   Product apply(Stage& stage, std::span<const Tensor> u, const Status& where);

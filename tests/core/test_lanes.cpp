@@ -192,8 +192,8 @@ TEST_CASE("outer_by_lane adds products lane by lane") {
             const std::int64_t stride = n + gap;
             Numbers<T> g(m * stride, 1), x(k * stride, 2), sums(m * k * tile_vector, 3);
             const std::vector<T> before = sums.copy();
-            kernels.outer_by_lane({m, k, n, g.data(), stride, x.data(), stride, sums.data(),
-                                   k * tile_vector});
+            kernels.outer_by_lane(
+                {m, k, n, g.data(), stride, x.data(), stride, sums.data(), k * tile_vector});
             bool good = true;
             for (std::int64_t i = 0; i < m; ++i) {
               for (std::int64_t j = 0; j < k; ++j) {

@@ -134,25 +134,25 @@ TEST_CASE("a loss times 2^-20 has f16 gradients times 2^-20, bit for bit") {
 }
 
 TEST_CASE("a loss times 1e-6 has f16 gradients times 1e-6 within 2e-4") {
-  // The network averages over its batch. R8 and R9 are one number, rounded afresh at every step:
-  // there both gradients are near the exact one, whatever the loss is multiplied by.
-  const Problem network = tanh_network(16, 32, linspace(0, 1, 64));
-  const auto plain = solve(network, f16_dynamic).gradients();
-  auto scaled = solve(network, f16_dynamic, 1e-6).gradients();
-  for (std::size_t p = 0; p < plain.size(); ++p) {
-    for (double& value : scaled[p]) {
-      value *= 1e6;
+  const auto check = [](const Problem& problem, double factor) {
+    const auto plain = solve(problem, f16_dynamic).gradients();
+    auto scaled = solve(problem, f16_dynamic, factor).gradients();
+    for (std::size_t p = 0; p < plain.size(); ++p) {
+      for (double& value : scaled[p]) {
+        value /= factor;
+      }
+      CHECK(relative_error(scaled[p], plain[p]) <= 2e-4);
     }
-    CHECK(relative_error(scaled[p], plain[p]) <= 2e-4);
+  };
+  for (const Problem& problem : {AdjointScaling().problem(), AdjointRange().problem(),
+                                 tanh_network(16, 32, linspace(0, 1, 64))}) {
+    check(problem, 1e-6);
   }
-  const AdjointScaling r8;
-  const Solution small = solve(r8.problem(), f16_dynamic, 1e-6);
-  for (std::size_t p = 0; p < 4; ++p) {
-    CHECK(relative_error(small.gradients()[p][0], 1e-6 * r8.exact_gradients()[p]) <= 2e-3);
+  // Of one number a last bit of f32 can turn one rounding to f16, and all that come after it are
+  // others. A network averages over its batch, so there any other unit will do.
+  for (const double factor : {1e-3, 0.7, 3.0}) {
+    check(tanh_network(16, 32, linspace(0, 1, 64)), factor);
   }
-  const AdjointRange r9;
-  const Solution tiny = solve(r9.problem(), f16_dynamic, 1e-6);
-  CHECK(relative_error(tiny.y0_bar[0], 1e-6 * r9.exact_gradient("rk4")) <= 2e-3);
 }
 
 TEST_CASE("a fixed scale changes no bit of a gradient in f32 and f64") {

@@ -63,7 +63,7 @@ std::vector<ValueId> append_pullback(Program& program, std::span<const ValueId> 
   const std::size_t instruction_count = program.instructions.size();
   reserve_sweep(program, program);
 
-  std::vector<bool> wanted(value_count);
+  std::vector<char> wanted(value_count);
   for (const ValueId id : wrt) {
     wanted[std::size_t(id)] = is_floating(program.type(id).dtype);
   }
@@ -132,7 +132,7 @@ Derivative differentiate(const Program& program, std::span<const ValueId> output
 }
 
 void remove_dead_code(Program& program, std::span<const ValueId> keep) {
-  std::vector<char> needed(program.values.size());  // bytes: faster than bits
+  std::vector<char> needed(program.values.size());
   for (const ValueId id : keep) {
     needed[std::size_t(id)] = true;
   }

@@ -21,7 +21,7 @@ class PullbackContext {
  public:
   PullbackContext(Program& program, const Instruction& instruction,
                   std::span<const ValueId> cotangents, std::vector<ValueId>& sums,
-                  const std::vector<bool>& wanted)
+                  const std::vector<char>& wanted)
       : program_(program),
         instruction_(instruction),
         cotangents_(cotangents),
@@ -63,7 +63,7 @@ class PullbackContext {
   Instruction instruction_;
   std::span<const ValueId> cotangents_;
   std::vector<ValueId>& sums_;       // per value: its cotangent so far
-  const std::vector<bool>& wanted_;  // per value
+  const std::vector<char>& wanted_;  // per value; bytes: faster than bits
 };
 
 // Appends the reverse sweep of program's instructions to the program. `seeds` are the cotangents of

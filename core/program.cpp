@@ -125,9 +125,7 @@ ValueId Program::emit(const OpDef& op, std::span<const ValueId> in, const Attrib
   instructions.emplace_back(&op, std::int32_t(operands.size()), own_attributes,
                             std::int16_t(in.size()),
                             std::int16_t(values.size() - std::size_t(first_output)));
-  for (const ValueId id : in) {
-    operands.push_back(id);
-  }
+  operands.insert(operands.end(), in.begin(), in.end());
   for (ValueId out = first_output; out < ValueId(values.size()); ++out) {
     operands.push_back(out);
   }

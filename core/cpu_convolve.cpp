@@ -117,9 +117,11 @@ using Memory = dnnl::memory;
 // A primitive for a number of images. Operands are in the order x, weights, y.
 struct Plan {
   dnnl::primitive primitive;
-  Memory::desc given[3];   // as tensors hold them
-  Memory::desc chosen[3];  // as the primitive wants them
+  Memory::desc given[3];             // as tensors hold them
+  Memory::desc chosen[3];            // as the primitive wants them
+  dnnl::reorder choose[3], give[3];  // from given to chosen, and back
   Memory::desc scratch;
+  bool reorders(int k) const { return chosen[k] != given[k]; }
 };
 
 bool fits_onednn(const ConvSizes& s) {
@@ -190,6 +192,13 @@ Plan make_plan(ConvResult result, const ConvSizes& s) {
         forward);
     take(dnnl::convolution_backward_weights(d), d.src_desc(), d.diff_weights_desc(),
          d.diff_dst_desc(), d.scratchpad_desc());
+  }
+  for (int k = 0; k < 3; ++k) {
+    const auto from_to = [](const Memory::desc& from, const Memory::desc& to) {
+      return dnnl::reorder(dnnl::reorder::primitive_desc(engine(), from, engine(), to));
+    };
+    plan.choose[k] = from_to(plan.given[k], plan.chosen[k]);
+    plan.give[k] = from_to(plan.chosen[k], plan.given[k]);
   }
   return plan;
 }
@@ -267,12 +276,6 @@ class Rooms {
   std::array<Room, 4> own_;
 };
 
-void reorder(const Memory::desc& from, const float* src, const Memory::desc& to, float* dst,
-             dnnl::stream& stream) {
-  Memory a(from, engine(), const_cast<float*>(src)), b(to, engine(), dst);
-  dnnl::reorder(a, b).execute(stream, a, b);
-}
-
 // One block of images: operand k is in the chosen format where `ready[k]` says so.
 void run(const Plan& plan, ConvResult result, float* const (&data)[3], const bool (&ready)[3]) {
   const OneThread one;
@@ -282,13 +285,14 @@ void run(const Plan& plan, ConvResult result, float* const (&data)[3], const boo
   Memory memory[3];
   for (int k = 0; k < 3; ++k) {
     float* place = data[k];
-    if (!ready[k] && plan.chosen[k] != plan.given[k]) {
+    if (!ready[k] && plan.reorders(k)) {
       place = rooms.get(k, plan.chosen[k].get_size());
-      if (k != output) {
-        reorder(plan.given[k], data[k], plan.chosen[k], place, stream);
-      }
     }
     memory[k] = Memory(plan.chosen[k], engine(), place);
+    if (place != data[k] && k != output) {
+      Memory given(plan.given[k], engine(), data[k]);
+      plan.choose[k].execute(stream, given, memory[k]);
+    }
   }
   float* const scratch = rooms.get(3, plan.scratch.get_size());
   const int x = output == 0 ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC;
@@ -298,9 +302,9 @@ void run(const Plan& plan, ConvResult result, float* const (&data)[3], const boo
                                   {w, memory[1]},
                                   {y, memory[2]},
                                   {DNNL_ARG_SCRATCHPAD, Memory(plan.scratch, engine(), scratch)}});
-  const auto* made = static_cast<const float*>(memory[output].get_data_handle());
-  if (made != data[output]) {
-    reorder(plan.chosen[output], made, plan.given[output], data[output], stream);
+  if (memory[output].get_data_handle() != data[output]) {
+    Memory given(plan.given[output], engine(), data[output]);
+    plan.give[output].execute(stream, memory[output], given);
   }
   stream.wait();
 }
@@ -311,7 +315,7 @@ void convolve_onednn(ConvResult result, float* dst, const float* lhs, const floa
   const std::int64_t w_size = s.y_channels * (s.x_channels / s.groups) * area(s.kernel);
   const std::int64_t work = w_size * area(s.y);  // multiplications of one image
   // Blocks are worth a thread; eight of them at most where each forms weights of its own.
-  constexpr std::int64_t worth_block = 1 << 20, most_sums = 8;
+  constexpr std::int64_t worth_block = 1 << 22, most_sums = 8;
   std::int64_t images = std::clamp<std::int64_t>(worth_block / work, 1, s.batch);
   if (result == ConvResult::weights) {
     images = std::max(images, block_count(s.batch, most_sums));
@@ -354,12 +358,13 @@ void convolve_onednn(ConvResult result, float* dst, const float* lhs, const floa
   for (int k = 0; k < 2; ++k) {
     const Plan& plan = *plans[k];
     ready[k] = w;
-    if (plan.chosen[1] != plan.given[1]) {
+    if (plan.reorders(1)) {
       const OneThread one;
       dnnl::stream stream(engine());
       weights[k] = floats(plan.chosen[1].get_size());
       ready[k] = static_cast<float*>(weights[k].write().data);
-      reorder(plan.given[1], w, plan.chosen[1], ready[k], stream);
+      Memory given(plan.given[1], engine(), w), chosen(plan.chosen[1], engine(), ready[k]);
+      plan.choose[1].execute(stream, given, chosen);
       stream.wait();
     }
   }

@@ -136,9 +136,6 @@ void TileLowering::add_map(const OpDef& op, std::span<const ValueId> in, ValueId
   if (!has_rows(shape)) {
     reject("op '{}' gives {}, which has no row axis", op.name, shape);
   }
-  if (op.map.second >= 0) {
-    reject("op '{}' is a second derivative", op.name);
-  }
   if (&op == &ops::add() && type(in[0]).shape == shape && type(in[1]).shape == shape &&
       (value(in[0]).kind == Value::Kind::product || value(in[1]).kind == Value::Kind::product)) {
     Deferred d;

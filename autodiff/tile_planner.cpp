@@ -96,12 +96,8 @@ void TileLowering::add_inputs() {
     if (!used || !(is_floating(c.value.dtype()) || c.value.dtype() == DType::boolean)) {
       continue;
     }
-    const bool weights =
-        std::any_of(p.instructions.begin(), p.instructions.end(), [&](const Instruction& i) {
-          const auto in = p.inputs_of(i);
-          return i.op == &ops::matmul() && std::find(in.begin(), in.end(), c.id) != in.end();
-        });
-    if (request_.rows > 1 && shape.rank() > 0 && shape[0] == request_.rows && !weights) {
+    const std::vector<ValueId>& by_row = request_.row_constants;
+    if (std::find(by_row.begin(), by_row.end(), c.id) != by_row.end()) {
       value(c.id) = new_rows(row_shape(shape));
       storage(value(c.id).ref).pinned = storage(value(c.id).ref).kept = true;
       result_.plan.rows_constant.push_back(port_of(value(c.id), c.value.dtype()));

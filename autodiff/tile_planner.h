@@ -18,10 +18,11 @@ namespace halftape {
 
 struct TileRequest {
   std::int64_t rows = 0;  // size of axis 0; 0: no such axis, each lane is a run of its own
-  std::vector<ValueId> row_inputs{};  // program inputs with a value per row
-  std::vector<ValueId> parameters{};  // program inputs shared by all rows, in table order
-  std::vector<ValueId> times{};       // the same, with one table per time
-  DType arithmetic = DType::f32;      // f32 or f64: the type of every number in the tile
+  std::vector<ValueId> row_inputs{};     // program inputs with a value per row
+  std::vector<ValueId> row_constants{};  // constants with a value per row
+  std::vector<ValueId> parameters{};     // program inputs shared by all rows, in table order
+  std::vector<ValueId> times{};          // the same, with one table per time
+  DType arithmetic = DType::f32;         // f32 or f64: the type of every number in the tile
 };
 
 // A constant of the program and its place in the parameter table, or in rows_constant.

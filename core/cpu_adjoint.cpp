@@ -179,8 +179,11 @@ void Worker<T>::expect_sums(int i, int s, double factor, Sums& sums) {
     pending_ = T(factor);
   }
   // Stages at the same time, one after the other, are added up, too.
+  if (v_.times == 0) {
+    return;
+  }
   const std::int64_t time = time_of(i, s);
-  if (v_.times > 0 && (pending_time_ != time || pending_times_ != T(factor))) {
+  if (pending_time_ != time || pending_times_ != T(factor)) {
     flush_times(sums);
     pending_time_ = time;
     pending_times_ = T(factor);

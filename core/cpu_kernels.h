@@ -101,7 +101,7 @@ struct LaneOperand {
 template <class T>
 using LaneKernel = void (*)(const LaneOperand<T>* x, T* out, std::int64_t elements,
                             std::int64_t lanes);
-template <class T>  // values and pullbacks; lanes are a multiple of splat_size<float>
+template <class T>  // for values and pullbacks; lanes are a multiple of splat_size<float>
 LaneKernel<T> lane_kernel(MapCode code);
 
 // Bit k is set when map_kernel(code) reads operand k; the pointers of the others may be null.

@@ -182,8 +182,7 @@ class Tile {
   // --- instructions on elements [e0, e1) of their result ---
 
   void map(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
-    constexpr int most = 5;
-    LaneOperand<T> x[most];
+    LaneOperand<T> x[max_map_operands];
     bool whole = true;  // no operand broadcasts over elements: one run of numbers
     for (int k = 0; k < i.operands; ++k) {
       const TileOperand& in = i.in[std::size_t(k)];
@@ -204,12 +203,37 @@ class Tile {
       }
     }
     T* out = at(i.out, e0);
-    if (whole) {
+    if (i.code.second >= 0) {
+      map_by_element(i, x, out, e1 - e0);
+    } else if (whole) {
       lane_kernel<T>(i.code)(x, out, 1, (e1 - e0) * m_.lanes);
     } else {
       lane_kernel<T>(i.code)(x, out, e1 - e0, m_.lanes);
     }
     finish(i.dtype, out, (e1 - e0) * m_.lanes);
+  }
+
+  // Second derivatives have kernels for one run of numbers only.
+  void map_by_element(const TileInstruction& i, const LaneOperand<T>* x, T* out,
+                      std::int64_t elements) {
+    const MapKernel<T> kernel = map_kernel<T>(i.code);
+    alignas(64) T splats[max_map_operands][splat_size<T>];
+    const T* operands[max_map_operands] = {};
+    std::int32_t advance[max_map_operands] = {};
+    for (std::int64_t e = 0; e < elements; ++e) {
+      for (int k = 0; k < i.operands; ++k) {
+        if (x[k].data == nullptr) {
+          continue;  // not read
+        }
+        const std::int64_t n = x[k].index != nullptr ? x[k].index[e] : e * x[k].step;
+        if (x[k].shared) {
+          std::fill_n(splats[k], splat_size<T>, x[k].data[n]);
+        }
+        operands[k] = x[k].shared ? splats[k] : x[k].data + n * m_.lanes;
+        advance[k] = !x[k].shared;
+      }
+      kernel(operands, advance, out + e * m_.lanes, m_.lanes);
+    }
   }
 
   void gemm(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {

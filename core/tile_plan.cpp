@@ -56,6 +56,9 @@ std::string text(const TileInstruction& i) {
       if (i.code.wrt >= 0) {
         name += fmt::format("_pullback{}", i.code.wrt);
       }
+      if (i.code.second >= 0) {
+        name += fmt::format("_by{}", i.code.second);
+      }
       break;
     case TileInstruction::Kind::copy:
       name = "copy";

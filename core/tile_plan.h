@@ -62,7 +62,7 @@ struct TileInstruction {
   bool local = false;      // the result is read within its group only
   std::int32_t count = 0;  // elements of the result
   TileRef out;
-  std::array<TileOperand, 5> in{};
+  std::array<TileOperand, 6> in{};
   int operands = 0;
   TileLoops loops{};  // gemm, outer, product
   TileRef bias{};     // gemm: a table added to the sums, element m; none: nothing is added

@@ -24,12 +24,11 @@ void require_velocity(const char* op, const Var& f, const Var& z) {
   }
 }
 
-Tensor one_in_column(const Shape& shape, DType dtype, std::int64_t column) {
-  std::vector<double> values(std::size_t(shape.count()));
-  for (std::int64_t row = 0; row < shape[0]; ++row) {
-    values[std::size_t(row * shape[1] + column)] = 1;
-  }
-  return Tensor::from(shape, values, dtype);
+// [1, columns]: 1 in one column, 0 elsewhere.
+Tensor one_in_column(std::int64_t columns, DType dtype, std::int64_t column) {
+  std::vector<double> values(static_cast<std::size_t>(columns));
+  values[std::size_t(column)] = 1;
+  return Tensor::from({1, columns}, values, dtype);
 }
 
 }  // namespace
@@ -75,7 +74,7 @@ Var exact_trace(const Var& f, const Var& z) {
   const Shape shape = z.shape();
   Var trace;
   for (std::int64_t i = 0; i < shape[1]; ++i) {
-    const Var seed = f.tape().constant(one_in_column(shape, f.dtype(), i));
+    const Var seed = broadcast_to(f.tape().constant(one_in_column(shape[1], f.dtype(), i)), shape);
     const Var row_of_jacobian =
         f.tape().gradient(std::span(&f, 1), std::span(&seed, 1), std::span(&z, 1))[0];
     const Var diagonal = slice(row_of_jacobian, 1, i, i + 1);

@@ -58,6 +58,10 @@ class Splitter {
     for (const ValueId id : plan.y) {
       group_[std::size_t(id)] = Group::by_row;
     }
+    find_row_constants();
+    for (const ValueId id : row_constants_) {
+      group_[std::size_t(id)] = Group::by_row;
+    }
     for (const Instruction& i : f_.instructions) {
       Group group = Group::shared;
       for (const ValueId id : f_.inputs_of(i)) {
@@ -92,6 +96,9 @@ class Splitter {
       by_row.add_constant(constant);
       by_time.add_constant(constant);
       shared.add_constant(constant);
+    }
+    for (const ValueId id : row_constants_) {
+      row_request.row_constants.push_back(by_row.id(id));
     }
     std::vector<ValueId> to_row, to_time;  // shared values each part takes, ids of f
     std::vector<ValueId> times;            // values by time that by_row takes
@@ -168,10 +175,38 @@ class Splitter {
   }
 
  private:
+  // Captured tensors with numbers for each row: those of the batch's size that no product takes as
+  // its weights, as they are or after other ops.
+  void find_row_constants() {
+    std::vector<bool> weights(f_.values.size());
+    for (std::size_t n = f_.instructions.size(); n-- > 0;) {
+      const Instruction& i = f_.instructions[n];
+      const Transpose transpose = f_.attributes_of(i).transpose;
+      const auto in = f_.inputs_of(i);
+      for (std::size_t k = 0; k < in.size(); ++k) {
+        const bool is_weight =
+            i.op == &ops::matmul() && f_.type(in[k]).shape.rank() == 2 &&
+            (k == 1 || transpose == Transpose::lhs || transpose == Transpose::both);
+        if (is_weight || weights[std::size_t(f_.outputs_of(i)[0])]) {
+          weights[std::size_t(in[k])] = true;
+        }
+      }
+    }
+    for (const Constant& c : f_.constants) {
+      const Shape& shape = c.value.shape();
+      const int least_rank = std::min(2, f_.type(plan_.y[0]).shape.rank());
+      if (rows_ > 1 && shape.rank() >= least_rank && shape[0] == rows_ &&
+          !weights[std::size_t(c.id)]) {
+        row_constants_.push_back(c.id);
+      }
+    }
+  }
+
   const VelocityPlan& plan_;
   const Program& f_;
   std::int64_t rows_;
   std::vector<Group> group_;
+  std::vector<ValueId> row_constants_;
 };
 
 }  // namespace

@@ -4,10 +4,12 @@
 
 #include <array>
 #include <cmath>
+#include <functional>
 #include <map>
 
 #include "halftape/autodiff/differentiate.h"
 #include "halftape/autodiff/replay.h"
+#include "halftape/nn/flow.h"
 #include "halftape/nn/module.h"
 #include "tests/support/random_velocity.h"
 #include "tests/support/vector_math.h"
@@ -378,6 +380,83 @@ TEST_CASE("on every instruction set, random velocities in tiles equal the interp
 }
 
 // --- what a random velocity could miss ---
+
+TEST_CASE("captured tensors are rows, weights or columns by how they are used") {
+  const std::vector<double> times{0, 0.25, 0.4};
+  // Numbers by row that go through a layer, with ops on them before.
+  check_tiles(problem_of(
+                  [c = f64({20, 4}, 3)](const Var& t, const Var& y, Theta p) {
+                    const Var condition = tanh(matmul(2.0 * (c * t), p[0]));
+                    return tanh(matmul(y, p[1]) + condition + matmul(y.tape().constant(c), p[0]));
+                  },
+                  {20, 5}, {f64({4, 5}, 4, 0.5), f64({5, 5}, 5, 0.5)}),
+              options_for("rk4"));
+  // Matrices by row, [20, 2, 2], times vectors by row.
+  check_tiles(
+      problem_of(
+          [c = f64({20, 2, 2}, 3)](const Var&, const Var& y) {
+            return reshape(matmul(reshape(y, {20, 1, 2}), tanh(y.tape().constant(c))), {20, 2});
+          },
+          {20, 2}),
+      options_for("rk4"));
+  // As many columns, or rows of a weight, as there are rows of the batch.
+  check_tiles(
+      problem_of([c = f64({20}, 3)](const Var&, const Var& y) { return tanh(y * c); }, {20, 20}),
+      options_for("rk4"));
+  check_tiles(problem_of(
+                  [c = f64({20, 20}, 3, 0.2)](const Var&, const Var& y, Theta p) {
+                    return tanh(matmul(y, sin(y.tape().constant(c)) * p[0]));
+                  },
+                  {20, 20}, {f64({20, 20}, 4)}),
+              options_for("rk4"));
+}
+
+TEST_CASE("velocities with derivatives inside, traces of a Jacobian, run in tiles") {
+  const std::vector<std::pair<std::string, std::function<Var(const Var&)>>> layers{
+      {"tanh", [](const Var& x) { return tanh(x); }},
+      {"exp", [](const Var& x) { return exp(-square(x)); }},
+      {"expm1", [](const Var& x) { return expm1(-square(x)); }},
+      {"log", [](const Var& x) { return log(1.0 + square(x)); }},
+      {"log1p", [](const Var& x) { return log1p(square(x)); }},
+      {"sqrt", [](const Var& x) { return sqrt(1.0 + square(x)); }},
+      {"sin", [](const Var& x) { return sin(x) + cos(2.0 * x); }},
+      {"sigmoid", [](const Var& x) { return x * sigmoid(x); }},
+      {"softplus", [](const Var& x) { return softplus(x); }},
+      {"relu", [](const Var& x) { return square(relu(x)) + abs(x); }},
+      {"erf", [](const Var& x) { return erf(x); }},
+      {"gelu", [](const Var& x) { return gelu(x); }},
+      {"silu", [](const Var& x) { return silu(x); }},
+      {"div", [](const Var& x) { return x / (2.0 + square(x)); }},
+      {"pow", [](const Var& x) { return pow(1.0 + square(x), 0.3 * x); }},
+      {"max", [](const Var& x) { return max(square(x), x) + min(x, sin(x)); }},
+      {"where", [](const Var& x) { return where(x > 0.1, square(x), sin(x)); }},
+      {"clamp", [](const Var& x) { return square(clamp(x, -0.8, 0.9)); }},
+      {"softmax", [](const Var& x) { return softmax(x, 1); }}};
+  for (const auto& [name, layer] : layers) {
+    CAPTURE(name);
+    const auto field = [&](const Var& t, const Var& z, Theta p) {
+      return matmul(layer(matmul(z, p[0]) + t * p[1]), p[2]);
+    };
+    const std::vector<Tensor> theta{f64({3, 6}, 5, 0.5), f64({6}, 6, 0.5), f64({6, 3}, 7, 0.5)};
+    const auto exact = [&](const Var& t, const State& state, Theta p) -> State {
+      const Var f = field(t, state["z"], p);
+      return {{"z", f}, {"l", -exact_trace(f, state["z"])}};
+    };
+    const auto estimated = [&](const Var& t, const State& state, Theta p) -> State {
+      const Var f = field(t, state["z"], p);
+      const Var& noise = state["e"];
+      return {{"z", f}, {"l", -hutchinson_trace(f, state["z"], noise)}, {"e", noise * 0.0}};
+    };
+    const std::vector<double> times{0, 0.25, 0.4};
+    check_tiles({exact, {{"z", f64({21, 3}, 1)}, {"l", f64({21, 1}, 2)}}, times, theta},
+                options_for("rk4"));
+    check_tiles({estimated,
+                 {{"z", f64({21, 3}, 1)}, {"l", f64({21, 1}, 2)}, {"e", f64({21, 3}, 3)}},
+                 times,
+                 theta},
+                options_for("rk4"));
+  }
+}
 
 TEST_CASE("a product's operand is not written over by what is fused with the product") {
   // 64 rows of 20 numbers: more than one panel, with neither y nor sin(y) read again later.

@@ -7,6 +7,7 @@
 #include "halftape/autodiff/differentiate.h"
 #include "halftape/autodiff/op_list.h"
 #include "halftape/core/check.h"
+#include "halftape/core/cpu_kernels.h"
 
 namespace halftape {
 namespace {
@@ -114,13 +115,13 @@ void pull_back_pullback(const OpDef& op, PullbackContext& context) {
   const ElementwiseDefs& d = defs(op.map.op);
   const PullbackOperands operands(context, {context.cotangent()});
   for (int k = 0; k < op.arity; ++k) {
-    if (!context.wants(k)) {
+    const OpDef& second = d.second[std::size_t(op.map.wrt * op.arity + k)];
+    if (!context.wants(k) || cpu::operands_read(second.map) == 0) {  // it is zero everywhere
       continue;
     }
     Attributes attributes;
     attributes.dtype = context.cotangent_dtype(k);
-    const ValueId x_bar =
-        context.emit(d.second[std::size_t(op.map.wrt * op.arity + k)], operands, attributes);
+    const ValueId x_bar = context.emit(second, operands, attributes);
     context.add(k, context.sum_to(x_bar, context.type(context.input(k)).shape, attributes.dtype));
   }
 }

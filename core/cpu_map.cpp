@@ -37,6 +37,13 @@ void loop(std::index_sequence<A...>, const T* const* x, const std::int32_t* adva
           std::int64_t n) {
   constexpr unsigned reads = operands_of<F>(std::index_sequence<A...>{});
   const T* const args[] = {x[A]...};
+  if (((!(reads >> A & 1) || advance[A] == 1) && ...)) {  // mostly
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      out[i] = F::call((reads >> A & 1 ? args[A][i] : T(0))...);
+    }
+    return;
+  }
   const std::int64_t step[] = {advance[A]...};
   for (std::int64_t i = 0; i < n; ++i) {
     out[i] = F::call((reads >> A & 1 ? args[A][step[A] * i] : T(0))...);

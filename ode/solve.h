@@ -125,6 +125,8 @@ class Stepper {
   std::vector<std::vector<Tensor>> k_;  // [stage][component]
 };
 
+// The instruction: y0.., times, theta.. -> saved.., stored..; its payload is the Solve.
+const OpDef& odeint_op();
 // Outputs of the odeint instruction: saved[c] in H, then stored[c] in Q.
 void solve_forward(const Solve& solve, const SolveInputs& inputs, std::span<Tensor* const> saved,
                    std::span<Tensor* const> stored);

@@ -42,19 +42,22 @@ double clip = 1.0;
 
 struct Data {
   std::string name;  // in tables
-  ImageDataset train, validation;
+  ImageDataset train, validation, test;
 };
 
-// Four fifths of the training images, in random order, and the rest for validation.
+// Four fifths of the training images, in random order, and the rest for validation. Test images are
+// those of the files, or as many drawn ones of another seed.
 Data load(const Options& options) {
   const bool real = !options.data.empty();
   const ImageDataset all = real ? read_images(options.data, Split::train)
                                 : drawn_shapes(image_count, options.seed, side);
+  const ImageDataset test = real ? read_images(options.data, Split::test)
+                                 : drawn_shapes(image_count, options.seed + 1'000'000, side);
   const std::vector<std::int64_t> order = Random(options.seed, 1).permutation(all.size());
   const std::span<const std::int64_t> indices(order);
   const std::size_t train = order.size() * 4 / 5;
   return {real ? "files" : "drawn_shapes", take(all, indices.first(train)),
-          take(all, indices.subspan(train))};
+          take(all, indices.subspan(train)), test};
 }
 
 // Mean loss and share of right answers.
@@ -80,6 +83,7 @@ Score evaluate(const ConvOdeNet& net, const ImageDataset& data) {
 
 struct Result {
   Score first, last, best;  // on the validation images
+  Score test;               // of the net at the end
   Costs costs;
   std::string failed;  // why the run ended early; empty: it did not
   std::vector<double> losses;
@@ -166,6 +170,7 @@ Result train(const Options& options, const Data& data) {
       progress.update(iteration + 1, now.loss, now.exponent_most);
     }
     score();
+    result.test = evaluate(frozen, data.test);
   } catch (const NumericError& error) {
     result.failed = error.what();
     last_accuracy = NAN;
@@ -211,6 +216,7 @@ Metrics metrics(const Result& r) {
   return {
       {"validation_accuracy", r.last.accuracy},    {"validation_loss", r.last.loss},
       {"best_accuracy", r.best.accuracy},          {"best_loss", r.best.loss},
+      {"test_accuracy", r.test.accuracy},          {"test_loss", r.test.loss},
       {"seconds_forward", r.costs.mean_forward()}, {"seconds_backward", r.costs.mean_backward()},
       {"peak_bytes", double(r.costs.peak_bytes)},  {"retries", double(r.costs.retries)},
       {"skipped_steps", double(r.costs.skipped)},  {"failed", r.failed.empty() ? 0.0 : 1.0}};
@@ -262,6 +268,8 @@ void run(const Options& options) {
   fmt::print("  validation loss          {:.4f} -> {:.4f}\n", r.first.loss, r.last.loss);
   fmt::print("  validation accuracy      {:.1f} % -> {:.1f} % (best {:.1f} %)\n",
              100 * r.first.accuracy, 100 * r.last.accuracy, 100 * r.best.accuracy);
+  fmt::print("  test accuracy            {:.1f} % of {} other images\n", 100 * r.test.accuracy,
+             data.test.size());
   fmt::print("  time of an iteration     {:.3f} s forward, {:.3f} s backward\n",
              r.costs.mean_forward(), r.costs.mean_backward());
   fmt::print("  memory                   {:.1f} MiB at most, {:.1f} MiB of it stored states\n",
@@ -285,6 +293,7 @@ void run(const Options& options) {
     report["accuracy_first"] = r.first.accuracy;
     report["accuracy_last"] = r.last.accuracy;
     report["accuracy_best"] = r.best.accuracy;
+    report["accuracy_test"] = r.test.accuracy;
     report["failed"] = r.failed;
     report["losses"] = r.losses;
     write_json(options.json, report);

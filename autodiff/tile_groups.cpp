@@ -115,7 +115,7 @@ class TileDraft::Group {
 
   TileDraft* draft_;
   std::int32_t count_ = 0;
-  bool only_sums_ = false;  // nothing is made: no panels but the sums' operands
+  bool only_sums_ = false;           // nothing is made: no panels but the sums' operands
   std::vector<TileRef> made_;        // a panel at a time
   std::vector<TileRef> unfinished_;  // sums of products, complete after the last panel
   std::vector<TileRef> touched_;

@@ -68,6 +68,15 @@ HWY_INLINE void round(V (&x)[N]) {
 }
 
 template <int N>
+HWY_INLINE void tanh_in_f16(V (&x)[N]) {
+#if HWY_TARGET == HWY_AVX3
+  halftape::HWY_NAMESPACE::simd_f32::tanh<true>(x);
+#else
+  (void)x;
+#endif
+}
+
+template <int N>
 HWY_INLINE void add(V (&x)[N], V y) {
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
@@ -116,6 +125,41 @@ HWY_INLINE void add_sums(const ThinLayer& t, std::int64_t j, std::int64_t at, st
   }
 }
 
+// N vectors each of some units, rounded. f16 numbers are half as wide: that way back and forth
+// takes fewer instructions than rounding in registers.
+template <LaneRounding rounding, int N>
+struct Block {
+  static constexpr std::int64_t units = 8;
+  using Number = std::conditional_t<rounding == LaneRounding::f16, hwy::float16_t, float>;
+  using Tag = hn::Rebind<Number, V::Tag>;
+  alignas(64) Number numbers[units][N][L];
+
+  HWY_INLINE void put(std::int64_t u, const V (&x)[N]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      if constexpr (rounding == LaneRounding::f16) {
+        hn::Store(hn::DemoteTo(Tag(), x[v].v), Tag(), numbers[u][v]);
+      } else {
+        hn::Store(rounded<rounding>(x[v].v), Tag(), numbers[u][v]);
+      }
+    }
+  }
+  HWY_INLINE void get(std::int64_t u, V (&x)[N]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      if constexpr (rounding == LaneRounding::f16) {
+        x[v] = hn::PromoteTo(V::Tag(), hn::Load(Tag(), numbers[u][v]));
+      } else {
+        x[v] = hn::Load(Tag(), numbers[u][v]);
+      }
+    }
+  }
+};
+
+// |f'| <= 1, so that no pullback is larger than its cotangent.
+template <class F>
+constexpr bool shrinks = !std::is_same_v<F, Pullback<Silu, 0>>;
+
 // Functors below run on N vectors of lanes from `lane` on. thin: number of inputs, outputs and
 // others, 0 where it is not known before.
 template <class F, bool is_pullback, LaneRounding rounding>
@@ -148,12 +192,11 @@ struct Layer {
     }
     constexpr unsigned reads = operands_of<F, is_pullback>();
     LargestMagnitude<V::Tag> seen;
-    for (std::int64_t j = 0; j < t.units; ++j) {
-      V w[N];
-      const V bias = t.bias != nullptr ? splat(t.bias[j]) : V(0);
+    const auto multiply = [&](std::int64_t j, V(&w)[N]) __attribute__((always_inline)) {
+      const V bias = !narrow && t.bias != nullptr ? splat(t.bias[j]) : V(0);
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) {
-        w[v] = narrow ? V(0) : bias;
+        w[v] = bias;
       }
 #pragma GCC unroll 4
       for (std::int64_t k = 0; k < inputs; ++k) {
@@ -163,16 +206,8 @@ struct Layer {
           w[v] = narrow && k == 0 ? a * x[k][v] : mul_add(a, x[k][v], w[v]);
         }
       }
-      if constexpr (narrow) {
-        round<rounding>(w);
-        if (t.bias != nullptr) {
-          add(w, bias);
-          round<rounding>(w);
-        }
-      }
-      if constexpr (narrow && is_pullback) {
-        see(seen, w);
-      }
+    };
+    const auto apply = [&](std::int64_t j, V(&w)[N]) __attribute__((always_inline)) {
       const std::int64_t at = j * t.lanes + lane;
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) {
@@ -183,10 +218,9 @@ struct Layer {
           w[v] = F::call(w[v]);
         }
       }
-      round<rounding>(w);
-      if constexpr (narrow && is_pullback) {
-        see(seen, w);
-      }
+    };
+    const auto use = [&](std::int64_t j, V(&w)[N]) __attribute__((always_inline)) {
+      const std::int64_t at = j * t.lanes + lane;
       if (t.out != nullptr) {
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) {
@@ -203,6 +237,59 @@ struct Layer {
       }
       if constexpr (is_pullback && !narrow) {
         add_sums<N, most>(t, j, at, inputs, x, others, z, w);
+      }
+    };
+    if constexpr (!narrow) {
+      for (std::int64_t j = 0; j < t.units; ++j) {
+        V w[N];
+        multiply(j, w);
+        apply(j, w);
+        use(j, w);
+      }
+    } else {
+      // Step by step for some units, since each alone would wait for its roundings.
+      constexpr bool fused = HWY_TARGET == HWY_AVX3 && rounding == LaneRounding::f16 &&
+                             std::is_same_v<F, Value<Tanh>>;  // and both roundings about it
+      Block<rounding, N> products;
+      Block<fused ? LaneRounding::none : rounding, N> results;
+      for (std::int64_t j0 = 0; j0 < t.units; j0 += products.units) {
+        const std::int64_t n = std::min(products.units, t.units - j0);
+        V w[N];
+        for (std::int64_t u = 0; u < n; ++u) {
+          multiply(j0 + u, w);
+          products.put(u, w);
+        }
+        if (!fused && t.bias != nullptr) {
+          for (std::int64_t u = 0; u < n; ++u) {
+            products.get(u, w);
+            add(w, splat(t.bias[j0 + u]));
+            products.put(u, w);
+          }
+        }
+        for (std::int64_t u = 0; u < n; ++u) {
+          products.get(u, w);
+          if constexpr (is_pullback) {
+            see(seen, w);
+          }
+          if constexpr (fused) {
+            if (t.bias != nullptr) {
+              add(w, splat(t.bias[j0 + u]));
+            }
+            tanh_in_f16(w);
+          } else {
+            apply(j0 + u, w);
+          }
+          results.put(u, w);
+        }
+        for (std::int64_t u = 0; u < n; ++u) {
+          results.get(u, w);
+          if constexpr (is_pullback) {
+            if (outputs == 0 || !shrinks<F>) {  // c shows what is not finite
+              see(seen, w);
+            }
+          }
+          use(j0 + u, w);
+        }
       }
     }
 #pragma GCC unroll 4
@@ -301,13 +388,12 @@ ThinLayerKernel kernel_of(MapCode code, std::tuple<Ops...>*) {
 
 ThinLayerKernel kernel(MapCode code, LaneRounding rounding) {
   const auto activations = static_cast<Activations*>(nullptr);
-  switch (rounding) {
-    case LaneRounding::none:
-      return kernel_of<LaneRounding::none>(code, activations);
-    case LaneRounding::f16:
-      return can_round<float> ? kernel_of<LaneRounding::f16>(code, activations) : nullptr;
-    case LaneRounding::bf16:
-      return can_round<float> ? kernel_of<LaneRounding::bf16>(code, activations) : nullptr;
+  if (rounding == LaneRounding::none) {
+    return kernel_of<LaneRounding::none>(code, activations);
+  }
+  if constexpr (can_round<float>) {
+    return rounding == LaneRounding::f16 ? kernel_of<LaneRounding::f16>(code, activations)
+                                         : kernel_of<LaneRounding::bf16>(code, activations);
   }
   return nullptr;
 }

@@ -65,8 +65,7 @@ class Tile {
   }
 
   static bool is_narrow(DType dtype) {
-    return dtype != dtype_of<T> && dtype != DType::boolean &&
-           facts(dtype).p < facts(dtype_of<T>).p;
+    return dtype != dtype_of<T> && dtype != DType::boolean && facts(dtype).p < facts(dtype_of<T>).p;
   }
 
   // Results below T's own format are rounded to it, and looked at.

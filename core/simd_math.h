@@ -270,23 +270,50 @@ alignas(64) inline constexpr float tanh_table[6 * 32] = {
     0x1.f76beep-7f, 0x1.3c452cp-4f, 0x1.e893bcp-4f, 0x1.c7b7fap-4f, 0x1.8d6818p-3f, 0x1.66e324p-4f};
 // clang-format on
 
-HWY_INLINE F32 tanh(F32 x) {
-  const F32 a = hn::Min(F32(9.015).v, hn::Abs(x.v));  // keeps NaN, as clamp does
-  const F32 u = mul_add(a, F32(tanh_scale), tanh_offset);
-  const __m512i column = hn::ShiftRight<20>(bits(u)).raw;
-  const auto entry = [&](int row) {
-    const F32::Tag d;
+// x >= 0 to the nearest number of 11 bits, ties to even (Dekker): of what lies beyond f16's least
+// normal number and below its largest, the nearest f16 number.
+HWY_INLINE F32 round_to_11_bits(F32 x) { return neg_mul_add(x, F32(0x1p13), x * F32(0x1p13 + 1)); }
+
+// Of N vectors at once. f16: of the f16 number nearest x, and the f16 number nearest that: neither
+// of the two is out of f16's range here, and a subnormal one's tanh is nearest itself.
+template <bool f16, int N>
+HWY_INLINE void tanh(F32 (&x)[N]) {
+  const F32::Tag d;
+  F32 t[N], sum[N];
+  __m512i column[N];
+  const auto entry = [&](int row, int v) {
     const float* from = tanh_table + 32 * row;
     return F32(hn::Vec<F32::Tag>{
-        _mm512_permutex2var_ps(hn::Load(d, from).raw, column, hn::Load(d, from + 16).raw)});
+        _mm512_permutex2var_ps(hn::Load(d, from).raw, column[v], hn::Load(d, from + 16).raw)});
   };
-  const F32 t = a - entry(0);
-  F32 sum = entry(5);
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    t[v] = hn::Min(F32(9.015).v, hn::Abs(x[v].v));  // keeps NaN, as clamp does
+    t[v] = f16 ? round_to_11_bits(t[v]) : t[v];
+    column[v] = hn::ShiftRight<20>(bits(mul_add(t[v], F32(tanh_scale), tanh_offset))).raw;
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    t[v] = t[v] - entry(0, v);
+    sum[v] = entry(5, v);
+  }
 #pragma GCC unroll 4
   for (int row = 4; row > 0; --row) {
-    sum = mul_add(sum, t, entry(row));
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      sum[v] = mul_add(sum[v], t[v], entry(row, v));
+    }
   }
-  return copysign(sum, x);
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    x[v] = copysign(f16 ? round_to_11_bits(sum[v]) : sum[v], x[v]);
+  }
+}
+
+HWY_INLINE F32 tanh(F32 x) {
+  F32 one[] = {x};
+  tanh<false>(one);
+  return one[0];
 }
 #else
 // With e = e^(-2|x|): tanh |x| = (1 - e) / (1 + e) = -g / (1 + g), g = (e - 1) / 2, which keeps its

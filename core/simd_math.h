@@ -270,9 +270,10 @@ alignas(64) inline constexpr float tanh_table[6 * 32] = {
     0x1.f76beep-7f, 0x1.3c452cp-4f, 0x1.e893bcp-4f, 0x1.c7b7fap-4f, 0x1.8d6818p-3f, 0x1.66e324p-4f};
 // clang-format on
 
-// x >= 0 to the nearest number of 11 bits, ties to even (Dekker): of what lies beyond f16's least
-// normal number and below its largest, the nearest f16 number.
-HWY_INLINE F32 round_to_11_bits(F32 x) { return neg_mul_add(x, F32(0x1p13), x * F32(0x1p13 + 1)); }
+// To the nearest number of 11 bits, ties to even, by Dekker's splitting with 2^13 - 1 in place of
+// 2^13 + 1, so that the product does not round more coarsely than 2^13 x. In f16's normal range
+// that is the nearest f16 number.
+HWY_INLINE F32 round_to_11_bits(F32 x) { return mul_add(x, F32(0x1p13), x * F32(1 - 0x1p13)); }
 
 // Of N vectors at once. f16: of the f16 number nearest x, and the f16 number nearest that: neither
 // of the two is out of f16's range here, and a subnormal one's tanh is nearest itself.

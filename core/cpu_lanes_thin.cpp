@@ -329,7 +329,7 @@ struct Sums {
     for (std::int64_t s = 0; s < others; ++s) {
       load_vectors(t.z + s * t.z_stride + lane, z[s]);
     }
-    for (std::int64_t j = 0; j < t.units; ++j) {
+    for (std::int64_t j = t.units; j-- > 0;) {  // what was made last is in L1 yet
       V w[N];
       const std::int64_t at = j * t.lanes + lane;
       if (t.out != nullptr) {

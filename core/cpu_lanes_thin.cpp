@@ -21,6 +21,7 @@ namespace halftape::cpu {
 namespace HWY_NAMESPACE {
 
 using halftape::HWY_NAMESPACE::Simd;
+namespace simd_f32 = halftape::HWY_NAMESPACE::simd_f32;
 namespace hn = hwy::HWY_NAMESPACE;
 
 #include "halftape/core/scalar_formulas.inc"
@@ -67,14 +68,37 @@ HWY_INLINE void round(V (&x)[N]) {
   }
 }
 
-template <int N>
-HWY_INLINE void tanh_in_f16(V (&x)[N]) {
+// tanh of the f16 number nearest x, rounded to f16, in three steps with the sign put aside. Neither
+// number is out of f16's range here, and tanh of a subnormal one is nearest itself.
 #if HWY_TARGET == HWY_AVX3
-  halftape::HWY_NAMESPACE::simd_f32::tanh<true>(x);
-#else
-  (void)x;
-#endif
+constexpr bool has_tanh_in_f16 = true;
+template <int N>
+HWY_INLINE void begin_tanh(V (&x)[N]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    x[v] = simd_f32::round_to_11_bits(simd_f32::tanh_argument(x[v]));
+  }
 }
+template <int N>
+HWY_INLINE void go_on_with_tanh(V (&x)[N]) {
+  simd_f32::tanh_of_argument(x);
+}
+template <int N>
+HWY_INLINE void end_tanh(V (&x)[N], const V (&signs)[N]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    x[v] = copysign(simd_f32::round_to_11_bits(x[v]), signs[v]);
+  }
+}
+#else
+constexpr bool has_tanh_in_f16 = false;
+template <int N>
+HWY_INLINE void begin_tanh(V (&)[N]) {}
+template <int N>
+HWY_INLINE void go_on_with_tanh(V (&)[N]) {}
+template <int N>
+HWY_INLINE void end_tanh(V (&)[N], const V (&)[N]) {}
+#endif
 
 template <int N>
 HWY_INLINE void add(V (&x)[N], V y) {
@@ -248,10 +272,11 @@ struct Layer {
       }
     } else {
       // Step by step for some units, since each alone would wait for its roundings.
-      constexpr bool fused = HWY_TARGET == HWY_AVX3 && rounding == LaneRounding::f16 &&
+      constexpr bool fused = has_tanh_in_f16 && rounding == LaneRounding::f16 &&
                              std::is_same_v<F, Value<Tanh>>;  // and both roundings about it
       Block<rounding, N> products;
       Block<fused ? LaneRounding::none : rounding, N> results;
+      Block<LaneRounding::none, fused ? N : 1> signs;
       for (std::int64_t j0 = 0; j0 < t.units; j0 += products.units) {
         const std::int64_t n = std::min(products.units, t.units - j0);
         V w[N];
@@ -259,30 +284,43 @@ struct Layer {
           multiply(j0 + u, w);
           products.put(u, w);
         }
-        if (!fused && t.bias != nullptr) {
+        if constexpr (fused) {
           for (std::int64_t u = 0; u < n; ++u) {
+            products.get(u, w);
+            if (t.bias != nullptr) {
+              add(w, splat(t.bias[j0 + u]));
+            }
+            signs.put(u, w);
+            begin_tanh(w);
+            results.put(u, w);
+          }
+          for (std::int64_t u = 0; u < n; ++u) {
+            results.get(u, w);
+            go_on_with_tanh(w);
+            results.put(u, w);
+          }
+        } else {
+          for (std::int64_t u = 0; t.bias != nullptr && u < n; ++u) {
             products.get(u, w);
             add(w, splat(t.bias[j0 + u]));
             products.put(u, w);
           }
-        }
-        for (std::int64_t u = 0; u < n; ++u) {
-          products.get(u, w);
-          if constexpr (is_pullback) {
-            see(seen, w);
-          }
-          if constexpr (fused) {
-            if (t.bias != nullptr) {
-              add(w, splat(t.bias[j0 + u]));
+          for (std::int64_t u = 0; u < n; ++u) {
+            products.get(u, w);
+            if constexpr (is_pullback) {
+              see(seen, w);
             }
-            tanh_in_f16(w);
-          } else {
             apply(j0 + u, w);
+            results.put(u, w);
           }
-          results.put(u, w);
         }
         for (std::int64_t u = 0; u < n; ++u) {
           results.get(u, w);
+          if constexpr (fused) {
+            V sign[N];
+            signs.get(u, sign);
+            end_tanh(w, sign);
+          }
           if constexpr (is_pullback) {
             if (outputs == 0 || !shrinks<F>) {  // c shows what is not finite
               see(seen, w);

@@ -275,12 +275,14 @@ alignas(64) inline constexpr float tanh_table[6 * 32] = {
 // that is the nearest f16 number.
 HWY_INLINE F32 round_to_11_bits(F32 x) { return mul_add(x, F32(0x1p13), x * F32(1 - 0x1p13)); }
 
-// Of N vectors at once. f16: of the f16 number nearest x, and the f16 number nearest that: neither
-// of the two is out of f16's range here, and a subnormal one's tanh is nearest itself.
-template <bool f16, int N>
-HWY_INLINE void tanh(F32 (&x)[N]) {
+// |x|, no larger than where tanh is 1; keeps NaN, as clamp does.
+HWY_INLINE F32 tanh_argument(F32 x) { return hn::Min(F32(9.015).v, hn::Abs(x.v)); }
+
+// tanh of such, of N vectors at once.
+template <int N>
+HWY_INLINE void tanh_of_argument(F32 (&x)[N]) {
   const F32::Tag d;
-  F32 t[N], sum[N];
+  F32 sum[N];
   __m512i column[N];
   const auto entry = [&](int row, int v) {
     const float* from = tanh_table + 32 * row;
@@ -289,32 +291,30 @@ HWY_INLINE void tanh(F32 (&x)[N]) {
   };
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
-    t[v] = hn::Min(F32(9.015).v, hn::Abs(x[v].v));  // keeps NaN, as clamp does
-    t[v] = f16 ? round_to_11_bits(t[v]) : t[v];
-    column[v] = hn::ShiftRight<20>(bits(mul_add(t[v], F32(tanh_scale), tanh_offset))).raw;
+    column[v] = hn::ShiftRight<20>(bits(mul_add(x[v], F32(tanh_scale), tanh_offset))).raw;
   }
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
-    t[v] = t[v] - entry(0, v);
+    x[v] = x[v] - entry(0, v);
     sum[v] = entry(5, v);
   }
 #pragma GCC unroll 4
   for (int row = 4; row > 0; --row) {
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
-      sum[v] = mul_add(sum[v], t[v], entry(row, v));
+      sum[v] = mul_add(sum[v], x[v], entry(row, v));
     }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
-    x[v] = copysign(f16 ? round_to_11_bits(sum[v]) : sum[v], x[v]);
+    x[v] = sum[v];
   }
 }
 
 HWY_INLINE F32 tanh(F32 x) {
-  F32 one[] = {x};
-  tanh<false>(one);
-  return one[0];
+  F32 y[] = {tanh_argument(x)};
+  tanh_of_argument(y);
+  return copysign(y[0], x);
 }
 #else
 // With e = e^(-2|x|): tanh |x| = (1 - e) / (1 + e) = -g / (1 + g), g = (e - 1) / 2, which keeps its

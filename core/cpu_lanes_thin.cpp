@@ -1,5 +1,6 @@
 #include "halftape/core/cpu_lanes_thin.h"
 
+#include <algorithm>
 #include <tuple>
 #include <utility>
 

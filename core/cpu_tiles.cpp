@@ -170,7 +170,7 @@ class Tile {
       }
       const DType dtype = group[0].dtype;
       const LaneRounding rounding = in_registers(dtype);
-      if (is_narrow(dtype) && rounding == LaneRounding::none) {
+      if (dtype != DType::f32 && rounding == LaneRounding::none) {
         return false;
       }
       if (const ThinLayerKernel run = thin_layer(plan_, m_, group, rounding, t)) {

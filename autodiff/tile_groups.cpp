@@ -1,5 +1,5 @@
 // Groups of instructions that run panel by panel, so that what they make is used while it is in L1:
-// a product or a map, the maps after it, and the products and sums that use them up.
+// a product or a map, the maps after it, and the products and sums that use them up; or sums alone.
 #include <algorithm>
 
 #include "halftape/autodiff/tile_draft.h"
@@ -26,16 +26,18 @@ class TileDraft::Group {
     const TileLoops& l = i.loops;
     const bool gemm = i.kind == TileInstruction::Kind::gemm &&
                       (l.batch == 1 ? l.n == 1 || l.out[1] == l.n : l.out[0] * l.batch == i.count);
-    if (gemm || i.kind == TileInstruction::Kind::map) {
+    const bool makes = gemm || i.kind == TileInstruction::Kind::map;
+    if (makes) {
       made_.push_back(i.out);
     }
-    count_ = i.count;
+    count_ = i.kind == TileInstruction::Kind::outer ? std::max(l.m, l.k) : i.count;
+    only_sums_ = !makes && is_sum(i) && fits(i);
     touch(i);
   }
 
   bool take(TileInstruction& i) {
     i.along_k = false;
-    if (made_.empty() || !fits(i)) {
+    if (!(only_sums_ ? is_sum(i) : !made_.empty()) || !fits(i)) {
       return false;
     }
     if (is_rows(i.out)) {
@@ -92,8 +94,7 @@ class TileDraft::Group {
         if (l.batch > 1 || l.n > 1 || l.out[1] != 1) {
           return false;
         }
-        i.along_k = aligned(i, 1, l.k, l.rhs[1]) && l.m <= most_narrow &&
-                    wider(i.dtype, draft_->arithmetic_) == i.dtype;  // terms round nothing
+        i.along_k = aligned(i, 1, l.k, l.rhs[1]) && l.m <= most_narrow;
         return i.along_k || (i.count == count_ && l.k <= most_narrow && complete(i, 1));
       case TileInstruction::Kind::outer:
         if (l.batch > 1 || l.n > 1 || !by_lane(i) || !is_rows(i.in[0].ref)) {
@@ -108,8 +109,13 @@ class TileDraft::Group {
     }
   }
 
+  static bool is_sum(const TileInstruction& i) {
+    return i.kind == TileInstruction::Kind::outer || i.kind == TileInstruction::Kind::sum_rows;
+  }
+
   TileDraft* draft_;
   std::int32_t count_ = 0;
+  bool only_sums_ = false;           // nothing is made: no panels but the sums' operands
   std::vector<TileRef> made_;        // a panel at a time
   std::vector<TileRef> unfinished_;  // sums of products, complete after the last panel
   std::vector<TileRef> touched_;

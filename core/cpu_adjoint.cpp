@@ -150,9 +150,12 @@ bool Worker<T>::cotangents(T scale, T& largest, std::int64_t& underflows) {
     k_.combine(seed, &scale, &u, 1, n * lanes_);
     if (facts(port.dtype).p < facts(dtype_of<T>).p) {
       round_to_dtype(port.dtype, seed, n * lanes_);
+      int lost = 0;
+#pragma omp simd reduction(+ : lost)
       for (std::int64_t r = 0; r < n * lanes_; ++r) {
-        underflows += seed[r] == T(0) && u[r] != T(0);
+        lost += int(seed[r] == T(0)) & int(u[r] != T(0));
       }
+      underflows += lost;
     }
     if (v_.narrow_cotangents) {  // elsewhere what comes out shows it
       const T most = k_.largest(seed, n * lanes_);

@@ -11,6 +11,8 @@
 #include <hwy/foreach_target.h>
 //
 #include <hwy/highway.h>
+//
+#include "halftape/core/simd_rounding.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace halftape::cpu::HWY_NAMESPACE {
@@ -22,32 +24,6 @@ template <class T>
 using Full = hn::ScalableTag<T>;
 template <class T>
 constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
-
-template <class T>
-constexpr bool can_round = HWY_TARGET != HWY_SCALAR&& std::is_same_v<T, float>;
-
-template <LaneRounding rounding, class V>
-HWY_INLINE V rounded(V x) {
-#if HWY_TARGET != HWY_SCALAR
-  if constexpr (std::is_same_v<hn::TFromV<V>, float>) {
-    const Full<float> d;
-    const hn::RebindToUnsigned<Full<float>> bits;
-    if constexpr (rounding == LaneRounding::f16) {
-      return hn::PromoteTo(d, hn::DemoteTo(hn::Rebind<hwy::float16_t, Full<float>>(), x));
-    }
-    if constexpr (rounding ==
-                  LaneRounding::bf16) {  // to the nearest, ties to even, in the upper half
-      const auto code = hn::BitCast(bits, x);
-      const auto odd = hn::And(hn::ShiftRight<16>(code), hn::Set(bits, 1));
-      const auto up = hn::Add(hn::Add(code, hn::Set(bits, 0x7fff)), odd);
-      const auto quiet = hn::Or(code, hn::Set(bits, 0x00400000));
-      const auto kept = hn::IfThenElse(hn::RebindMask(bits, hn::Eq(x, x)), up, quiet);
-      return hn::BitCast(d, hn::And(kept, hn::Set(bits, 0xffff0000)));
-    }
-  }
-#endif
-  return x;
-}
 
 // Registers: AVX-512 has 32, so a block of 6 x 4 vectors of sums fits; others have 16.
 constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
@@ -621,22 +597,18 @@ void add_sums(T* out, const T* x, T factor, std::int64_t elements, std::int64_t 
   }
 }
 
-// Magnitudes compare like the integers of their bits, infinities and NaN above all numbers.
 template <LaneRounding rounding, bool watch, class T>
 HWY_INLINE T round_as(T* x, std::int64_t n) {
   const Full<T> d;
-  const hn::RebindToUnsigned<Full<T>> bits;
-  const hn::RebindToSigned<Full<T>> ordered;
-  const auto magnitude = hn::Set(bits, ~hwy::MakeUnsigned<T>(0) >> 1);
-  auto most = hn::Zero(ordered);
+  LargestMagnitude<Full<T>> most;
   for (std::int64_t i = 0; i < n; i += vector_length<T>) {
     const auto y = rounded<rounding>(hn::LoadU(d, x + i));
     hn::StoreU(y, d, x + i);
     if constexpr (watch) {
-      most = hn::Max(most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, y), magnitude)));
+      most.see(y);
     }
   }
-  return watch ? hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most))) : T(0);
+  return watch ? most.value() : T(0);
 }
 
 template <class T>
@@ -654,16 +626,11 @@ T round(LaneRounding rounding, bool watch, T* x, std::int64_t n) {
 
 template <class T>
 T largest(const T* x, std::int64_t n) {
-  const Full<T> d;
-  const hn::RebindToUnsigned<Full<T>> bits;
-  const hn::RebindToSigned<Full<T>> ordered;
-  const auto magnitude = hn::Set(bits, ~hwy::MakeUnsigned<T>(0) >> 1);
-  auto most = hn::Zero(ordered);
+  LargestMagnitude<Full<T>> most;
   for (std::int64_t i = 0; i < n; i += vector_length<T>) {
-    most = hn::Max(
-        most, hn::BitCast(ordered, hn::And(hn::BitCast(bits, hn::LoadU(d, x + i)), magnitude)));
+    most.see(hn::LoadU(Full<T>(), x + i));
   }
-  return hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(ordered, most)));
+  return most.value();
 }
 
 template <class T>

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "halftape/core/backend.h"
+#include "halftape/core/cpu_lanes.h"
 
 namespace halftape::cpu {
 
@@ -15,7 +16,8 @@ namespace halftape::cpu {
 //   c_i = sum over j of b(i, j) w + c_bias_i, i < outputs
 // and, lane by lane modulo tile_vector,
 //   kept_sums(j, k) += kept_j x_k,  z_sums(j, s) += w z_s for s < others,  sums(j) += w
-// Null pointers: nothing is read or written there.
+// Null pointers: nothing is read or written there. With a rounding v is rounded before the bias is
+// added and after, and w and c are: c once it is complete, and once more with its bias.
 struct ThinLayer {
   static constexpr std::int64_t most = 4;  // inputs, outputs, others
   std::int64_t units = 0, lanes = 0;
@@ -42,9 +44,14 @@ struct ThinLayer {
   float* sums = nullptr;
 };
 
-using ThinLayerKernel = void (*)(const ThinLayer&);
+// A pullback's pass that rounds gives the largest magnitude of v, w and c; infinite or NaN when one
+// of them is.
+using ThinLayerKernel = float (*)(const ThinLayer&);
 
 // For values and pullbacks of the usual activations; nullptr for all else.
-ThinLayerKernel thin_layer_kernel(MapCode code);
+ThinLayerKernel thin_layer_kernel(MapCode code, LaneRounding rounding);
+
+// The sums over rows alone, of kept and of w, which is read from `out`.
+void thin_sums(const ThinLayer& t);
 
 }  // namespace halftape::cpu

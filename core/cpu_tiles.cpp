@@ -64,9 +64,13 @@ class Tile {
     }
   }
 
+  static bool is_narrow(DType dtype) {
+    return dtype != dtype_of<T> && dtype != DType::boolean && facts(dtype).p < facts(dtype_of<T>).p;
+  }
+
   // Results below T's own format are rounded to it, and looked at.
   void finish(DType dtype, T* out, std::int64_t n) {
-    if (dtype == dtype_of<T> || dtype == DType::boolean || facts(dtype).p >= facts(dtype_of<T>).p) {
+    if (!is_narrow(dtype)) {
       return;
     }
     const LaneRounding rounding = in_registers(dtype);
@@ -135,6 +139,10 @@ class Tile {
     if (run_thin(group)) {
       return;
     }
+    std::int64_t count = head.count;
+    if (head.kind == TileInstruction::Kind::outer) {
+      count = head.along_k ? head.loops.k : head.loops.m;
+    }
     // Elements a panel is made of: what the product's blocks give.
     std::int64_t unit = 1;
     if (head.kind == TileInstruction::Kind::gemm) {
@@ -143,11 +151,11 @@ class Tile {
     }
     const std::int64_t most =
         std::max<std::int64_t>(1, panel_numbers / (head.panel * unit * m_.lanes)) * unit;
-    const std::int64_t panels = (head.count + most - 1) / most;
-    const std::int64_t panel = ((head.count + panels - 1) / panels + unit - 1) / unit * unit;
-    for (std::int64_t e = 0; e < head.count; e += panel) {
+    const std::int64_t panels = (count + most - 1) / most;
+    const std::int64_t panel = ((count + panels - 1) / panels + unit - 1) / unit * unit;
+    for (std::int64_t e = 0; e < count; e += panel) {
       for (const TileInstruction& i : group) {
-        run_elements(i, e, std::min<std::int64_t>(head.count, e + panel));
+        run_elements(i, e, std::min<std::int64_t>(count, e + panel));
       }
     }
   }
@@ -156,8 +164,21 @@ class Tile {
   bool run_thin(std::span<const TileInstruction> group) {
     if constexpr (std::is_same_v<T, float>) {
       ThinLayer t;
-      if (const ThinLayerKernel run = thin_layer(plan_, m_, group, t)) {
-        run(t);
+      if (thin_sums(plan_, m_, group, t)) {
+        cpu::thin_sums(t);
+        return true;
+      }
+      const DType dtype = group[0].dtype;
+      const LaneRounding rounding = in_registers(dtype);
+      if (dtype != DType::f32 && rounding == LaneRounding::none) {
+        return false;
+      }
+      if (const ThinLayerKernel run = thin_layer(plan_, m_, group, rounding, t)) {
+        const bool pullback = group[1].code.wrt >= 0;
+        if (rounding != LaneRounding::none && largest_ != nullptr && !pullback) {
+          return false;  // only pullbacks' passes look at what they make
+        }
+        watch(run(t));
         return true;
       }
     }
@@ -246,9 +267,8 @@ class Tile {
     g.x_stride = l.rhs[1] * m_.lanes;
     g.c_stride = l.out[1] * m_.lanes;
     g.m = l.m;
-    const bool narrow = facts(i.dtype).p < facts(dtype_of<T>).p;
     g.rounding = in_registers(i.dtype);
-    const bool later = narrow && g.rounding == LaneRounding::none;  // rounded in memory
+    const bool later = is_narrow(i.dtype) && g.rounding == LaneRounding::none;
     const T* bias = i.bias.space == TileSpace::none ? nullptr : table(i.bias);
     const bool rows_joined = l.n == 1 || (l.out[2] == 1 && l.rhs[2] == 1);
     const std::int64_t n_calls = rows_joined ? 1 : l.n;
@@ -284,25 +304,35 @@ class Tile {
         }
       }
     }
-    const std::int64_t numbers = (e1 - e0) * m_.lanes;
-    if (narrow && !later && largest_ != nullptr) {
-      watch(k_.largest(c, numbers));
+    finish_product(g, i.dtype, c, e1 - e0, bias, l.batch > 1 ? l.m : e1 - e0);
+  }
+
+  // What is left of rounding a product's elements and looking at them: all of it, and the bias,
+  // where it was not done in registers. Element e belongs to row e % m.
+  void finish_product(const Gemm<T>& g, DType dtype, T* c, std::int64_t elements, const T* bias,
+                      std::int64_t m) {
+    const std::int64_t numbers = elements * m_.lanes;
+    if (!is_narrow(dtype)) {
+      return;
     }
-    if (later) {
-      finish(i.dtype, c, numbers);
-      if (bias != nullptr) {
-        for (std::int64_t e = 0; e < e1 - e0; ++e) {
-          const T b = bias[l.batch > 1 ? e % l.m : e];
-          for (std::int64_t r = 0; r < m_.lanes; ++r) {
-            c[e * m_.lanes + r] += b;
-          }
-        }
-        finish(i.dtype, c, numbers);
+    if (g.rounding != LaneRounding::none) {
+      if (largest_ != nullptr) {
+        watch(k_.largest(c, numbers));
       }
+      return;
+    }
+    finish(dtype, c, numbers);
+    if (bias != nullptr) {
+      for (std::int64_t e = 0; e < elements; ++e) {
+        for (std::int64_t r = 0; r < m_.lanes; ++r) {
+          c[e * m_.lanes + r] += bias[e % m];
+        }
+      }
+      finish(dtype, c, numbers);
     }
   }
 
-  // Terms [k0, k1) of the sums, and the bias with the first of them.
+  // Terms [k0, k1) of the sums. The bias comes with the first of them, or once they are rounded.
   void gemm_terms(const TileInstruction& i, std::int64_t k0, std::int64_t k1) {
     const TileLoops& l = i.loops;
     Gemm<T> g{};
@@ -317,8 +347,18 @@ class Tile {
     g.c = m_.at(i.out);
     g.c_stride = m_.lanes;
     g.accumulate = k0 > 0;
-    g.bias = k0 > 0 || i.bias.space == TileSpace::none ? nullptr : table(i.bias);
+    const T* bias = i.bias.space == TileSpace::none ? nullptr : table(i.bias);
+    const bool last = k1 == l.k;
+    if (is_narrow(i.dtype)) {
+      g.rounding = last ? in_registers(i.dtype) : LaneRounding::none;
+      g.bias = g.rounding != LaneRounding::none ? bias : nullptr;
+    } else {
+      g.bias = k0 == 0 ? bias : nullptr;
+    }
     k_.gemm(g);
+    if (last) {
+      finish_product(g, i.dtype, g.c, l.m, bias, l.m);
+    }
   }
 
   // Rows [e0, e1) of the sums, or columns.

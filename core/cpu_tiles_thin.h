@@ -10,8 +10,14 @@ namespace halftape::cpu {
 
 // The kernel of the group and, in `t`, what it works on; nullptr where the group is of another
 // form: it is a product with few inputs, one activation or its pullback of the result, and uses of
-// that, in f32, each kind of use once.
+// that, each kind of use once, all in f32 or with results that are rounded in registers.
 ThinLayerKernel thin_layer(const TilePlan& plan, const TileMemory<float>& m,
-                           std::span<const TileInstruction> group, ThinLayer& t);
+                           std::span<const TileInstruction> group, LaneRounding rounding,
+                           ThinLayer& t);
+
+// Fills `t` for thin_sums(t); false where the group is of another form: it is sums over rows of a
+// value and products of that and of one other with few numbers a row.
+bool thin_sums(const TilePlan& plan, const TileMemory<float>& m,
+               std::span<const TileInstruction> group, ThinLayer& t);
 
 }  // namespace halftape::cpu

@@ -60,13 +60,13 @@ std::int64_t Worker<T>::numbers(const IntegrationPlan& plan, std::int64_t lanes,
     widest = std::max<std::int64_t>(widest, port.elements);
   }
   const std::int64_t stages = plan.stages();
-  std::int64_t n =
-      (v.scratch + kept_memories(plan, backward) * v.kept + (2 + stages) * elements + widest) *
-      lanes;
+  std::int64_t n = (v.scratch + kept_memories(plan, lanes, backward) * v.kept +
+                    (2 + stages) * elements + widest) *
+                   lanes;
   if (backward) {
     n += (3 + stages) * elements * lanes + transposed_numbers(v, lanes) +
          Arena<T>::padded(v.sum_numbers);
-    n += v.kept_narrow > 0 ? (stages - 1) * held_numbers(v, lanes) : 0;
+    n += holds(plan, lanes) ? (stages - 1) * held_numbers(v, lanes) : 0;
   }
   return n;
 }

@@ -30,8 +30,9 @@ class Worker {
     }
     m_.lanes = lanes;
     m_.scratch = arena_.take(v_.scratch * lanes);
-    kept_ = arena_.take(std::int64_t(kept_memories(plan, backward)) * v_.kept * lanes);
-    kept_step_ = kept_memories(plan, backward) > 1 ? v_.kept * lanes : 0;
+    const std::int64_t memories = kept_memories(plan, lanes, backward);
+    kept_ = arena_.take(memories * v_.kept * lanes);
+    kept_step_ = memories > 1 ? v_.kept * lanes : 0;
     slopes_ = arena_.take(std::int64_t(plan.stages()) * elements_ * lanes);
     y_ = arena_.take(elements_ * lanes);
     next_ = arena_.take(elements_ * lanes);
@@ -43,7 +44,7 @@ class Worker {
       loss_ = arena_.take(elements_ * lanes);
       m_.transposed = arena_.take(transposed_numbers(v_, lanes));
       m_.sums = arena_.take(Arena<T>::padded(v_.sum_numbers));
-      if (v_.kept_narrow > 0) {
+      if (holds(plan, lanes)) {
         held_.resize(std::size_t(plan.stages()) - 1);
         for (T*& held : held_) {
           held = arena_.take(held_numbers(v_, lanes));
@@ -78,9 +79,16 @@ class Worker {
  private:
   static std::int64_t numbers(const IntegrationPlan& plan, std::int64_t lanes, bool backward);
 
-  // One for each stage, or one where stages are held in fewer bytes and nothing is pulled back.
-  static std::int64_t kept_memories(const IntegrationPlan& plan, bool backward) {
-    return backward && plan.velocity->kept_narrow == 0 ? plan.stages() : 1;
+  // Are stages held in fewer bytes? Few are not worth the conversions.
+  static bool holds(const IntegrationPlan& plan, std::int64_t lanes) {
+    constexpr std::int64_t few = 256 << 10;
+    const TilePlan& v = *plan.velocity;
+    return v.kept_narrow > 0 && plan.stages() * v.kept * lanes * std::int64_t(sizeof(T)) > few;
+  }
+  // One for each stage, or one where stages are held or nothing is pulled back.
+  static std::int64_t kept_memories(const IntegrationPlan& plan, std::int64_t lanes,
+                                    bool backward) {
+    return backward && !holds(plan, lanes) ? plan.stages() : 1;
   }
   static std::int64_t held_numbers(const TilePlan& v, std::int64_t lanes) {
     return Arena<T>::padded((kept_bytes(v, lanes, dtype_of<T>) + std::int64_t(sizeof(T)) - 1) /

@@ -270,23 +270,51 @@ alignas(64) inline constexpr float tanh_table[6 * 32] = {
     0x1.f76beep-7f, 0x1.3c452cp-4f, 0x1.e893bcp-4f, 0x1.c7b7fap-4f, 0x1.8d6818p-3f, 0x1.66e324p-4f};
 // clang-format on
 
-HWY_INLINE F32 tanh(F32 x) {
-  const F32 a = hn::Min(F32(9.015).v, hn::Abs(x.v));  // keeps NaN, as clamp does
-  const F32 u = mul_add(a, F32(tanh_scale), tanh_offset);
-  const __m512i column = hn::ShiftRight<20>(bits(u)).raw;
-  const auto entry = [&](int row) {
-    const F32::Tag d;
+// To the nearest number of 11 bits, ties to even, by Dekker's splitting with 2^13 - 1 in place of
+// 2^13 + 1, so that the product does not round more coarsely than 2^13 x. In f16's normal range
+// that is the nearest f16 number.
+HWY_INLINE F32 round_to_11_bits(F32 x) { return mul_add(x, F32(0x1p13), x * F32(1 - 0x1p13)); }
+
+// |x|, no larger than where tanh is 1; keeps NaN, as clamp does.
+HWY_INLINE F32 tanh_argument(F32 x) { return hn::Min(F32(9.015).v, hn::Abs(x.v)); }
+
+// tanh of such, of N vectors at once.
+template <int N>
+HWY_INLINE void tanh_of_argument(F32 (&x)[N]) {
+  const F32::Tag d;
+  F32 sum[N];
+  __m512i column[N];
+  const auto entry = [&](int row, int v) {
     const float* from = tanh_table + 32 * row;
     return F32(hn::Vec<F32::Tag>{
-        _mm512_permutex2var_ps(hn::Load(d, from).raw, column, hn::Load(d, from + 16).raw)});
+        _mm512_permutex2var_ps(hn::Load(d, from).raw, column[v], hn::Load(d, from + 16).raw)});
   };
-  const F32 t = a - entry(0);
-  F32 sum = entry(5);
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    column[v] = hn::ShiftRight<20>(bits(mul_add(x[v], F32(tanh_scale), tanh_offset))).raw;
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    x[v] = x[v] - entry(0, v);
+    sum[v] = entry(5, v);
+  }
 #pragma GCC unroll 4
   for (int row = 4; row > 0; --row) {
-    sum = mul_add(sum, t, entry(row));
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      sum[v] = mul_add(sum[v], x[v], entry(row, v));
+    }
   }
-  return copysign(sum, x);
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    x[v] = sum[v];
+  }
+}
+
+HWY_INLINE F32 tanh(F32 x) {
+  F32 y[] = {tanh_argument(x)};
+  tanh_of_argument(y);
+  return copysign(y[0], x);
 }
 #else
 // With e = e^(-2|x|): tanh |x| = (1 - e) / (1 + e) = -g / (1 + g), g = (e - 1) / 2, which keeps its

@@ -52,13 +52,18 @@ TEST_CASE("a layer is one product with its bias and the tanh behind it; its text
   CHECK(text.find("sum_rows") != std::string::npos);
 }
 
-TEST_CASE("a hidden layer and what uses it are one group in each direction") {
-  constexpr std::int64_t rows = 8, width = 5;
+namespace {
+
+constexpr int width = 5;
+
+// y [8, 2] -> tanh(y W0^T + b0) W1^T
+TilePlan hidden_layer(DType dtype) {
+  constexpr std::int64_t rows = 8;
   Tape tape(Tape::Execute::shapes_only);
-  const Var y = tape.leaf(Type{DType::f32, {rows, 2}}, "y", Role::input);
-  const Var w0 = tape.leaf(Type{DType::f32, {width, 2}}, "w0", Role::parameter);
-  const Var b0 = tape.leaf(Type{DType::f32, {width}}, "b0", Role::parameter);
-  const Var w1 = tape.leaf(Type{DType::f32, {2, width}}, "w1", Role::parameter);
+  const Var y = tape.leaf(Type{dtype, {rows, 2}}, "y", Role::input);
+  const Var w0 = tape.leaf(Type{dtype, {width, 2}}, "w0", Role::parameter);
+  const Var b0 = tape.leaf(Type{dtype, {width}}, "b0", Role::parameter);
+  const Var w1 = tape.leaf(Type{dtype, {2, width}}, "w1", Role::parameter);
   const Var k = matmul(tanh(matmul(y, w0, Transpose::rhs) + b0), w1, Transpose::rhs);
   Program program = tape.program();
   program.outputs = {k.id()};
@@ -68,7 +73,13 @@ TEST_CASE("a hidden layer and what uses it are one group in each direction") {
   request.parameters = {w0.id(), b0.id(), w1.id()};
   const TilePlanning planning = plan_tiles(program, request);
   REQUIRE(planning.tiled);
-  const TilePlan& plan = planning.tiled->plan;
+  return planning.tiled->plan;
+}
+
+}  // namespace
+
+TEST_CASE("a hidden layer and what uses it are one group in each direction") {
+  const TilePlan plan = hidden_layer(DType::f32);
   using Kind = TileInstruction::Kind;
   REQUIRE(plan.forward.size() == 3);  // W0 y + b0 | tanh | W1 h, whose terms are hidden values
   CHECK(plan.forward[2].kind == Kind::gemm);
@@ -86,6 +97,29 @@ TEST_CASE("a hidden layer and what uses it are one group in each direction") {
   CHECK(!plan.backward[0].fused);
   CHECK(plan.backward[0].local);
   CHECK(plan.backward[1].local);
+}
+
+TEST_CASE("where cotangents can overflow, a hidden layer's sums are a group of their own") {
+  const TilePlan plan = hidden_layer(DType::f16);
+  using Kind = TileInstruction::Kind;
+  REQUIRE(plan.forward.size() == 3);
+  CHECK(plan.forward[2].fused);
+  CHECK(plan.forward[2].along_k);
+  // W1^T u | tanh's pullback | W0^T v, then u h^T | sum | v y^T
+  REQUIRE(plan.backward.size() == 6);
+  REQUIRE(plan.first_sum == 3);
+  const Kind kinds[] = {Kind::gemm,  Kind::map,      Kind::gemm,
+                        Kind::outer, Kind::sum_rows, Kind::outer};
+  for (std::size_t n = 0; n < 6; ++n) {
+    const TileInstruction& i = plan.backward[n];
+    CHECK(i.kind == kinds[n]);
+    CHECK(i.fused == (n % 3 != 0));
+  }
+  CHECK(plan.backward[2].along_k);
+  CHECK(plan.backward[3].along_k);
+  CHECK(!plan.backward[5].along_k);
+  CHECK(plan.backward[0].local);
+  CHECK(!plan.backward[1].local);  // the sums read it
 }
 
 TEST_CASE("a program that mixes rows has no plan, and the reason names the op") {

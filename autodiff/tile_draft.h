@@ -42,6 +42,7 @@ class TileDraft {
   void sink_sums(std::vector<TileInstruction>& list);
   void share_in_place();
   void place_kept();
+  void split_late();
   void repeat_maps();
   void form_panels(std::span<TileInstruction> list);
   std::size_t form_panels(std::span<TileInstruction> list, std::size_t n);

@@ -64,6 +64,90 @@ bool TileDraft::makes_shares(const TileInstruction& i, std::int32_t parts) {
   }
 }
 
+// What makes slopes that no stage reads is late: stages that are pulled back do not need it before.
+// The backward list has it, too, with values of its own, so that a matrix it makes (a Jacobian) is
+// used up panel by panel instead of kept. Not where cotangents can overflow: magnitudes are looked
+// at there, and a VJP may be done again.
+void TileDraft::split_late() {
+  TilePlan& plan = plan_;
+  plan.late = std::int32_t(plan.forward.size());
+  if (plan.narrow_cotangents || plan.rows_in.size() != plan.rows_out.size()) {
+    return;
+  }
+  std::vector<bool> read(storages_.size()), read_back(storages_.size());
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *list) {
+      for_each_operand(i, [&](TileOperand& x) {
+        read[std::size_t(x.ref.offset)] = true;
+        read_back[std::size_t(x.ref.offset)] = list == &plan.backward;
+      });
+    }
+  }
+  for (const auto* ports : {&plan.rows_out, &plan.rows_bar}) {
+    for (const TilePort& port : *ports) {
+      if (is_rows(port.ref)) {
+        read[std::size_t(port.ref.offset)] = true;
+      }
+    }
+  }
+  std::vector<bool> needed(storages_.size());  // by stages
+  for (std::size_t c = 0; c < plan.rows_out.size(); ++c) {
+    if (read[std::size_t(plan.rows_in[c].ref.offset)]) {
+      needed[std::size_t(plan.rows_out[c].ref.offset)] = true;
+    }
+  }
+  std::vector<bool> early(plan.forward.size());
+  bool large = false;
+  for (std::size_t n = plan.forward.size(); n-- > 0;) {
+    TileInstruction& i = plan.forward[n];
+    early[n] = needed[std::size_t(i.out.offset)];
+    if (early[n]) {
+      for_each_operand(i, [&](TileOperand& x) { needed[std::size_t(x.ref.offset)] = true; });
+    } else {
+      large |= i.count >= least_elements && read_back[std::size_t(i.out.offset)];
+    }
+  }
+  if (!large) {
+    return;
+  }
+  std::vector<TileInstruction> first, late;
+  for (std::size_t n = 0; n < plan.forward.size(); ++n) {
+    (early[n] ? first : late).push_back(plan.forward[n]);
+  }
+  std::vector<bool> is_late(storages_.size());
+  for (const TileInstruction& i : late) {
+    is_late[std::size_t(i.out.offset)] = true;
+  }
+  for (TilePort& port : plan.rows_out) {
+    port.late = is_late[std::size_t(port.ref.offset)];
+    if (port.late) {  // both lists write it to the same place
+      is_late[std::size_t(port.ref.offset)] = false;
+      storage(port.ref).kept = true;
+    }
+  }
+  plan.late = std::int32_t(first.size());
+  plan.forward = first;
+  plan.forward.insert(plan.forward.end(), late.begin(), late.end());
+  plan.backward.insert(plan.backward.begin(), late.begin(), late.end());
+  std::vector<std::int32_t> own(is_late.size(), -1);
+  const auto rename = [&](TileRef& ref) {
+    if (is_rows(ref) && is_late[std::size_t(ref.offset)]) {
+      std::int32_t& to = own[std::size_t(ref.offset)];
+      to = to < 0 ? add_storage(storage(ref).elements) : to;
+      ref.offset = to;
+    }
+  };
+  for (TileInstruction& i : plan.backward) {
+    for (int k = 0; k < i.operands; ++k) {
+      rename(i.in[std::size_t(k)].ref);
+    }
+    rename(i.out);
+  }
+  for (TilePort& port : plan.rows_bar) {
+    rename(port.ref);
+  }
+}
+
 // What the backward pass reads of a matrix that costs one operation an element is computed again,
 // where its operands are there anyway.
 void TileDraft::repeat_maps() {

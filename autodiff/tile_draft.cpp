@@ -177,6 +177,8 @@ void TileDraft::finish() {
   } else {
     sink_sums(plan.backward);
   }
+  sum_products(plan.forward);
+  sum_products(plan.backward);
   split_late();
   repeat_maps();
   const std::span<TileInstruction> forward = plan.forward, backward = plan.backward;

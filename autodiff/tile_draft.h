@@ -43,6 +43,7 @@ class TileDraft {
   void share_in_place();
   void place_kept();
   void split_late();
+  void sum_products(std::vector<TileInstruction>& list);
   void repeat_maps();
   void form_panels(std::span<TileInstruction> list);
   std::size_t form_panels(std::span<TileInstruction> list, std::size_t n);

@@ -41,7 +41,8 @@ bool TileDraft::reads_shares(const TileInstruction& i, int k, std::int32_t parts
     case TileInstruction::Kind::outer:
       return i.loops.batch == parts && strides[0] * parts == elements;
     case TileInstruction::Kind::fold:
-      return i.outer == 1 && i.length % parts == 0 && elements == i.length * i.inner;
+      return i.outer == 1 && i.length % parts == 0 && elements == i.length * i.inner &&
+             x.index == TileOperand::same;
     default:
       return false;
   }
@@ -61,6 +62,58 @@ bool TileDraft::makes_shares(const TileInstruction& i, std::int32_t parts) {
       return reads_shares(i, 0, parts);
     default:
       return false;
+  }
+}
+
+// Products of large values that only a sum reads need no place: the sum makes them.
+void TileDraft::sum_products(std::vector<TileInstruction>& list) {
+  TilePlan& plan = plan_;
+  std::vector<int> uses(storages_.size());
+  for (auto* all : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *all) {
+      for_each_operand(i, [&](TileOperand& x) { ++uses[std::size_t(x.ref.offset)]; });
+    }
+  }
+  for (std::size_t n = list.size(); n-- > 0;) {
+    const TileInstruction map = list[n];
+    if (map.kind != TileInstruction::Kind::map || map.count < least_elements ||
+        uses[std::size_t(map.out.offset)] != 1 || storage(map.out).pinned ||
+        wider(map.dtype, arithmetic_) != map.dtype) {
+      continue;
+    }
+    TileOperand x, y;
+    if (map.code.op == scalar_op_index<Square>() && map.code.wrt < 0) {
+      x = y = map.in[0];
+    } else if (map.code.op == scalar_op_index<Mul>()) {
+      x = map.in[map.code.wrt < 0 ? 0 : 3];
+      y = map.in[map.code.wrt == 1 ? 0 : 1];
+    } else {
+      continue;
+    }
+    const auto whole = [&](const TileOperand& operand) {
+      return is_rows(operand.ref) && operand.index == TileOperand::same &&
+             storage(operand.ref).elements == map.count;
+    };
+    if (!whole(x)) {
+      std::swap(x, y);
+    }
+    const auto sum = std::find_if(list.begin() + std::ptrdiff_t(n) + 1, list.end(),
+                                  [&](const TileInstruction& i) { return i.in[0].ref == map.out; });
+    if (!whole(x) || sum == list.end() || sum->operands > 1) {
+      continue;
+    }
+    const bool fold = sum->kind == TileInstruction::Kind::fold && sum->reduction == Reduction::sum;
+    const bool rows = sum->kind == TileInstruction::Kind::sum_rows &&
+                      sum->in[1].index == TileOperand::same &&
+                      !plan.sums[std::size_t(sum->out.offset)].by_lane &&
+                      plan.sums[std::size_t(sum->out.offset)].columns == map.count;
+    if (fold || rows) {
+      sum->in[0] = x;
+      sum->in[2] = y;
+      sum->operands = 3;
+      list.erase(list.begin() + std::ptrdiff_t(n));
+      plan.first_sum -= &list == &plan.backward && std::int32_t(n) < plan.first_sum;
+    }
   }
 }
 

@@ -162,6 +162,71 @@ HWY_INLINE auto lanes_of(const T* x, std::int64_t n) {
   return total;
 }
 
+// Those of element e of an operand, or a number for all of them.
+template <class T>
+HWY_INLINE const T* numbers_of(const LaneOperand<T>& y, std::int64_t e, std::int64_t n) {
+  return y.data + (y.index != nullptr ? y.index[e] : e * y.step) * (y.shared ? 1 : n);
+}
+
+template <bool shared, int N, class T>
+HWY_INLINE void add_products_of(T* out, const T* x, const LaneOperand<T>& y, std::int64_t e,
+                                std::int64_t inner, std::int64_t length, std::int64_t n) {
+  const Full<T> d;
+  using V = hn::Vec<Full<T>>;
+  constexpr std::int64_t L = vector_length<T>;
+  for (std::int64_t at = 0; at < n; at += N * L) {
+    V sum[N];
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      sum[v] = hn::LoadU(d, out + at + v * L);
+    }
+    for (std::int64_t j = 0; j < length; ++j) {
+      const T* row = x + j * inner * n + at;
+      const T* other = numbers_of(y, j * inner + e, n);
+      other += shared ? 0 : at;
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        const V factor = shared ? hn::Set(d, *other) : hn::LoadU(d, other + v * L);
+        sum[v] = hn::Add(sum[v], hn::Mul(hn::LoadU(d, row + v * L), factor));
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      hn::StoreU(sum[v], d, out + at + v * L);
+    }
+  }
+}
+
+template <class T>
+void add_products(T* out, const T* x, const LaneOperand<T>& y, std::int64_t inner,
+                  std::int64_t length, std::int64_t n) {
+  const auto run = n % (4 * vector_length<T>) == 0
+                       ? (y.shared ? add_products_of<true, 4, T> : add_products_of<false, 4, T>)
+                       : (y.shared ? add_products_of<true, 1, T> : add_products_of<false, 1, T>);
+  for (std::int64_t e = 0; e < inner; ++e) {
+    run(out + e * n, x + e * n, y, e, inner, length, n);
+  }
+}
+
+template <class T>
+HWY_INLINE auto product_lanes_of(const T* x, const LaneOperand<T>& y, std::int64_t e,
+                                 std::int64_t n) {
+  const Full<T> d;
+  const T* other = numbers_of(y, e, n);
+  auto total = hn::Zero(d);
+  if (y.shared) {
+    const auto factor = hn::Set(d, *other);
+    for (std::int64_t i = 0; i < n; i += vector_length<T>) {
+      total = hn::Add(total, hn::Mul(hn::LoadU(d, x + i), factor));
+    }
+  } else {
+    for (std::int64_t i = 0; i < n; i += vector_length<T>) {
+      total = hn::Add(total, hn::Mul(hn::LoadU(d, x + i), hn::LoadU(d, other + i)));
+    }
+  }
+  return total;
+}
+
 #if HWY_TARGET != HWY_SCALAR
 // Halves are added until four numbers are left.
 template <class V>
@@ -175,8 +240,9 @@ HWY_INLINE auto to_four(V x) {
 }
 #endif
 
-template <class T>
-void add_sums(T* out, const T* x, T factor, std::int64_t elements, std::int64_t n) {
+// out[e] += factor * (sum of the numbers of vector(e)).
+template <class T, class Vector>
+HWY_INLINE void add_sums_of(T* out, T factor, std::int64_t elements, Vector&& vector) {
   std::int64_t e = 0;
 #if HWY_TARGET != HWY_SCALAR
   if constexpr (std::is_same_v<T, float>) {
@@ -184,21 +250,34 @@ void add_sums(T* out, const T* x, T factor, std::int64_t elements, std::int64_t 
     const hn::RepartitionToWide<Full<float>> pairs;
     const hn::FixedTag<float, 4> four;
     const auto f = hn::Set(four, factor);
-    const auto meet = [&](auto a, auto b) {
+    const auto meet = [&](auto a, auto b) HWY_ATTR {
       return hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
     };
-    for (; e + 4 <= elements; e += 4, x += 4 * n) {
-      const auto a = hn::BitCast(pairs, meet(lanes_of(x, n), lanes_of(x + n, n)));
-      const auto b = hn::BitCast(pairs, meet(lanes_of(x + 2 * n, n), lanes_of(x + 3 * n, n)));
+    for (; e + 4 <= elements; e += 4) {
+      const auto a = hn::BitCast(pairs, meet(vector(e), vector(e + 1)));
+      const auto b = hn::BitCast(pairs, meet(vector(e + 2), vector(e + 3)));
       const auto sums = to_four(hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, a, b)),
                                         hn::BitCast(d, hn::InterleaveUpper(pairs, a, b))));
       hn::StoreU(hn::MulAdd(f, sums, hn::LoadU(four, out + e)), four, out + e);
     }
   }
 #endif
-  for (; e < elements; ++e, x += n) {
-    out[e] += factor * hn::GetLane(hn::SumOfLanes(Full<T>(), lanes_of(x, n)));
+  for (; e < elements; ++e) {
+    out[e] += factor * hn::GetLane(hn::SumOfLanes(Full<T>(), vector(e)));
   }
+}
+
+template <class T>
+void add_sums(T* out, const T* x, T factor, std::int64_t elements, std::int64_t n) {
+  add_sums_of(out, factor, elements,
+              [&](std::int64_t e) HWY_ATTR { return lanes_of(x + e * n, n); });
+}
+
+template <class T>
+void add_dots(T* out, const T* x, const LaneOperand<T>& y, T factor, std::int64_t elements,
+              std::int64_t n) {
+  add_sums_of(out, factor, elements,
+              [&](std::int64_t e) HWY_ATTR { return product_lanes_of(x + e * n, y, e, n); });
 }
 
 template <LaneRounding rounding, bool watch, class T>
@@ -256,9 +335,9 @@ double dot(const T* x, const T* y, std::int64_t n) {
 
 template <class T>
 LaneKernels<T> kernels() {
-  return {gemm<T>,    outer_by_lane<T>, transpose<T>,   combine<T>, multiply_add<T>,
-          add<T>,     add_sums<T>,      add_by_lane<T>, flush<T>,   round<T>,
-          largest<T>, dot<T>,           can_round<T>};
+  return {gemm<T>,  outer_by_lane<T>, transpose<T>,   combine<T>,      multiply_add<T>,
+          add<T>,   add_sums<T>,      add_by_lane<T>, add_products<T>, add_dots<T>,
+          flush<T>, round<T>,         largest<T>,     dot<T>,          can_round<T>};
 }
 
 const LaneKernels<float>& kernels_f32() {

@@ -49,6 +49,20 @@ class Tile {
                                            : plan_.index[std::size_t(x.index + e)];
   }
 
+  LaneOperand<T> lane_operand(const TileOperand& in, std::int64_t e0) const {
+    LaneOperand<T> x;
+    x.shared = is_table(in.ref);
+    x.data = x.shared ? table(in.ref) : m_.at(in.ref);
+    if (in.index == TileOperand::same) {
+      x.data = x.shared ? x.data + e0 : at(in.ref, e0);
+    } else if (in.index == TileOperand::first) {
+      x.step = 0;
+    } else {
+      x.index = plan_.index.data() + in.index + e0;
+    }
+    return x;
+  }
+
   // What vectors are rounded to in registers, if they are.
   LaneRounding in_registers(DType dtype) const {
     return !k_.rounds             ? LaneRounding::none
@@ -190,18 +204,8 @@ class Tile {
       if (in.ref.space == TileSpace::none) {
         continue;  // not read
       }
-      x[k].shared = is_table(in.ref);
-      x[k].data = x[k].shared ? table(in.ref) : m_.at(in.ref);
-      if (in.index == TileOperand::same) {
-        x[k].data = x[k].shared ? x[k].data + e0 : at(in.ref, e0);
-        whole &= !x[k].shared;
-      } else if (in.index == TileOperand::first) {
-        x[k].step = 0;
-        whole &= x[k].shared;
-      } else {
-        x[k].index = plan_.index.data() + in.index + e0;
-        whole = false;
-      }
+      x[k] = lane_operand(in, e0);
+      whole &= in.index == (x[k].shared ? TileOperand::first : TileOperand::same);
     }
     T* out = at(i.out, e0);
     if (whole) {
@@ -429,7 +433,14 @@ class Tile {
       T* to = out + o * run;
       const T* from = x + o * i.length * run;
       std::int64_t j = j0;
-      if (j == 0) {
+      if (i.operands == 3) {
+        if (j == 0) {
+          std::fill_n(to, run, T(0));
+        }
+        k_.add_products(to, from, lane_operand(i.in[2], (o * i.length + j0) * i.inner), i.inner,
+                        j1 - j0, m_.lanes);
+        j = j1;
+      } else if (j == 0) {
         i.length > 0 ? std::copy_n(from, run, to) : std::fill_n(to, run, T(0));
         ++j;
       }
@@ -457,6 +468,10 @@ class Tile {
     const TileSum& sum = plan_.sums[std::size_t(i.out.offset)];
     T* sums = m_.sums + sum.offset;
     const T* x = at(i.in[0].ref, e0);
+    if (i.operands == 3) {
+      k_.add_dots(sums + e0, x, lane_operand(i.in[2], e0), T(i.scale), e1 - e0, m_.lanes);
+      return;
+    }
     if (sum.by_lane && i.in[1].index == TileOperand::same) {
       k_.add_by_lane(sums + e0 * tile_vector, x, e1 - e0, m_.lanes, T(i.scale));
       return;

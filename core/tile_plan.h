@@ -66,7 +66,8 @@ struct TileInstruction {
   int operands = 0;
   TileLoops loops{};  // gemm, outer, product
   TileRef bias{};     // gemm: a table added to the sums, element m; none: nothing is added
-  // fold: result (o, i) of elements (o, j, i); sum_rows: accumulator element index(e) += element e.
+  // fold: result (o, i) of elements (o, j, i); sum_rows: accumulator element index(e) += element e,
+  // the index is in[1]'s. Of a sum the elements may be products, with those of in[2].
   std::int32_t outer = 1, length = 1, inner = 1;
   std::int32_t out_first = 0, in_first = 0;  // copy: the elements the stretch begins at
   double scale = 1.0;                        // of a fold or a sum over rows (mean)

@@ -97,8 +97,7 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
   for (std::int64_t part = 0; part < parts; ++part) {
     const T* a = g.a + i * a_row + part * g.a_part;
     std::int64_t x = part * g.x_part;
-    std::int64_t l = 0;
-    for (; l + chains <= k; l += chains) {
+    for (std::int64_t left = k / chains; left > 0; --left) {
 #pragma GCC unroll 4
       for (int q = 0; q < chains; ++q) {
         V row[N];
@@ -119,7 +118,7 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
       }
     }
     if constexpr (chains > 1) {
-      for (; l < k; ++l) {
+      for (std::int64_t left = k % chains; left > 0; --left) {
 #pragma GCC unroll 8
         for (int r = 0; r < M; ++r) {
           const V factor = hn::Set(d, a[r * a_row]);

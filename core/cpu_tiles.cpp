@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t panel_numbers = 20000;  // of all values: a group's panels stay in L1
 constexpr std::int64_t transposed_rows = 128;  // terms of a sum of products at once
+constexpr std::int64_t transposed_columns = 64;
 
 template <class T>
 class Tile {
@@ -378,20 +379,28 @@ class Tile {
         }
         Gemm<T> gemm{};
         gemm.parts = std::min(at_once, terms - t);
-        for (std::int64_t p = 0; p < gemm.parts; ++p) {
-          k_.transpose(xt + p * x_term * m_.lanes, l.rhs[1] * m_.lanes,
-                       m_.transposed + p * m_.lanes * sum.stride, sum.stride, l.k, m_.lanes);
+        // Rows of some columns, so that they lie together: far apart they would displace each
+        // other from L1.
+        gemm.n = sum.stride % transposed_columns == 0 ? transposed_columns : sum.stride;
+        gemm.groups = sum.stride / gemm.n;
+        gemm.x_part = m_.lanes * gemm.n;
+        gemm.x_group = gemm.parts * gemm.x_part;
+        gemm.c_group = gemm.n;
+        for (std::int64_t j = 0; j < l.k; j += gemm.n) {
+          for (std::int64_t p = 0; p < gemm.parts; ++p) {
+            k_.transpose(xt + (p * x_term + j * l.rhs[1]) * m_.lanes, l.rhs[1] * m_.lanes,
+                         m_.transposed + j / gemm.n * gemm.x_group + p * gemm.x_part, gemm.n,
+                         std::min<std::int64_t>(gemm.n, l.k - j), m_.lanes);
+          }
         }
         gemm.m = l.m;
-        gemm.n = sum.stride;
         gemm.k = m_.lanes;
         gemm.a = gt;
         gemm.a_row = l.lhs[1] * m_.lanes;
         gemm.a_column = 1;
         gemm.a_part = g_term * m_.lanes;
         gemm.x = m_.transposed;
-        gemm.x_stride = sum.stride;
-        gemm.x_part = m_.lanes * sum.stride;
+        gemm.x_stride = gemm.n;
         gemm.c = sums;
         gemm.c_stride = sum.stride;
         gemm.accumulate = true;

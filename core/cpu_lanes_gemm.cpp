@@ -29,10 +29,6 @@ constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
 // Registers: AVX-512 has 32, so a block of 6 x 4 vectors of sums fits; others have 16.
 constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
 
-// Terms of a sum at once: so many rows of x, `wide` vectors each, stay in L1 while rows of c go by.
-template <class T>
-constexpr std::int64_t most_terms = 32768 / (wide * vector_length<T> * std::int64_t(sizeof(T)));
-
 // N vectors of columns: side by side, or of several groups.
 template <int N, bool together, class T>
 struct Columns {
@@ -42,11 +38,6 @@ struct Columns {
     return together ? first_x[0] + v * vector_length<T> : first_x[v];
   }
   HWY_INLINE T* c(int v) const { return together ? first_c[0] + v * vector_length<T> : first_c[v]; }
-  HWY_INLINE void forward_x(std::int64_t numbers) {
-    for (const T*& x : first_x) {
-      x += numbers;
-    }
-  }
 };
 
 // Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since
@@ -322,31 +313,7 @@ HWY_INLINE void gemm_with(const Gemm<T>& g) {
         break;
     }
   }
-  const std::int64_t runs = g.parts > 1 ? 1 : (g.k + most_terms<T> - 1) / most_terms<T>;
-  if (runs <= 1) {
-    for_columns(g, [&](const auto& columns) HWY_ATTR { gemm_columns<rounding>(g, columns); });
-    return;
-  }
-  // Run by run: c holds the sum so far.
-  for_columns(g, [&](auto columns) HWY_ATTR {
-    Gemm<T> run = g;
-    std::int64_t l = 0;
-    for (std::int64_t r = 1; r <= runs; ++r) {
-      const std::int64_t end = g.k * r / runs;
-      run.k = end - l;
-      if (r < runs) {
-        run.bias = rounding == LaneRounding::none && r == 1 ? g.bias : nullptr;
-        gemm_columns<LaneRounding::none>(run, columns);
-      } else {
-        run.bias = rounding == LaneRounding::none ? nullptr : g.bias;
-        gemm_columns<rounding>(run, columns);
-      }
-      run.accumulate = true;
-      run.a += run.k * g.a_column;
-      columns.forward_x(run.k * g.x_stride);
-      l = end;
-    }
-  });
+  for_columns(g, [&](const auto& columns) HWY_ATTR { gemm_columns<rounding>(g, columns); });
 }
 
 }  // namespace

@@ -42,8 +42,8 @@ struct Columns {
 
 // Rows [i, i + M) and N vectors of c. With few sums the loop over l runs in several chains, since
 // an addition takes some cycles to arrive. What the loops need of g is read before anything is
-// written, which might be g for all the compiler knows.
-template <LaneRounding rounding, int M, int N, bool together, class T>
+// written, which might be g for all the compiler knows. far: x is in L2.
+template <LaneRounding rounding, int M, bool far = false, int N, bool together, class T>
 HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
                            const Columns<N, together, T>& all_columns) {
   const Full<T> d;
@@ -94,6 +94,9 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
         V row[N];
 #pragma GCC unroll 8
         for (int v = 0; v < N; ++v) {
+          if constexpr (far) {
+            hwy::Prefetch(columns.x(v) + x + 8 * x_stride);
+          }
           row[v] = hn::LoadU(d, columns.x(v) + x);
         }
 #pragma GCC unroll 8
@@ -181,9 +184,13 @@ HWY_INLINE void gemm_columns(const Gemm<T>& g, const Columns<N, together, T>& co
     }
     i += m;
   };
-  while (g.m - i > 9) {
+  if (N == wide && g.k * g.parts * N * vector_length<T> * std::int64_t(sizeof(T)) > 32768) {
+    for (; g.m - i > 9; i += 6) {
+      gemm_block<rounding, 6, N == wide>(g, i, columns);
+    }
+  }
+  for (; g.m - i > 9; i += 6) {
     gemm_block<rounding, 6>(g, i, columns);
-    i += 6;
   }
   if (g.m - i > 6) {
     rows((g.m - i + 1) / 2);

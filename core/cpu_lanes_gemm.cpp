@@ -220,6 +220,7 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
   for (int v = 0; v < N; ++v) {
     c[v] = columns.c(v);
   }
+#pragma GCC unroll 2
   for (const T* const end = a + g.m * a_row; a != end; a += a_row) {
     V factor[K];
 #pragma GCC unroll 4

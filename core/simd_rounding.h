@@ -49,8 +49,6 @@ HWY_INLINE V rounded(V x) {
 // Magnitudes compare like the integers of their bits, infinities and NaN above all numbers.
 template <class D>
 class LargestMagnitude {
-  using Ordered = hn::RebindToSigned<D>;
-
  public:
   HWY_INLINE LargestMagnitude() : most_(hn::Zero(Ordered())) {}
   HWY_INLINE void see(hn::Vec<D> x) {
@@ -58,11 +56,13 @@ class LargestMagnitude {
     const auto magnitude = hn::Set(bits, ~hwy::MakeUnsigned<hn::TFromD<D>>(0) >> 1);
     most_ = hn::Max(most_, hn::BitCast(Ordered(), hn::And(hn::BitCast(bits, x), magnitude)));
   }
+  HWY_INLINE void see(const LargestMagnitude& other) { most_ = hn::Max(most_, other.most_); }
   HWY_INLINE hn::TFromD<D> value() const {
     return hn::GetLane(hn::BitCast(D(), hn::MaxOfLanes(Ordered(), most_)));
   }
 
  private:
+  using Ordered = hn::RebindToSigned<D>;
   hn::Vec<Ordered> most_;
 };
 

@@ -76,9 +76,9 @@ void TileDraft::sum_products(std::vector<TileInstruction>& list) {
   }
   for (std::size_t n = list.size(); n-- > 0;) {
     const TileInstruction map = list[n];
-    if (map.kind != TileInstruction::Kind::map || map.count < least_elements ||
-        uses[std::size_t(map.out.offset)] != 1 || storage(map.out).pinned ||
-        wider(map.dtype, arithmetic_) != map.dtype) {
+    if (map.kind != TileInstruction::Kind::map || map.code.second >= 0 ||
+        map.count < least_elements || uses[std::size_t(map.out.offset)] != 1 ||
+        storage(map.out).pinned || wider(map.dtype, arithmetic_) != map.dtype) {
       continue;
     }
     TileOperand x, y;

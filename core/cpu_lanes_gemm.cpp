@@ -221,7 +221,7 @@ HWY_INLINE void shallow_columns(const Gemm<T>& g, const Columns<N, together, T>&
     c[v] = columns.c(v);
   }
 #pragma GCC unroll 2
-  for (const T* const end = a + g.m * a_row; a != end; a += a_row) {
+  for (std::int64_t left = g.m; left > 0; --left, a += a_row) {
     V factor[K];
 #pragma GCC unroll 4
     for (int l = 0; l < K; ++l) {

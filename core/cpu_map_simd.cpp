@@ -93,12 +93,16 @@ HWY_INLINE void lanes_block(const T* const* at, const bool* shared, T* out, std:
 template <class F, class T, std::size_t... A>
 void loop_lanes(const LaneOperand<T>* x, T* out, std::int64_t elements, std::int64_t lanes,
                 std::index_sequence<A...> operands) {
+  constexpr unsigned reads = F::call(Trace::operand(A)...).operands;
   constexpr int wide = sizeof...(A) < 4 ? 4 : 2;
   constexpr std::int64_t L = Simd<T>::lanes;
   const bool shared[] = {x[A].shared...};
   for (std::int64_t e = 0; e < elements; ++e, out += lanes) {
-    const T* const at[] = {x[A].data + (x[A].index != nullptr ? x[A].index[e] : e * x[A].step) *
-                                           (x[A].shared ? 1 : lanes)...};
+    const auto enter = [&](const LaneOperand<T>& operand) {
+      const std::int64_t n = operand.index != nullptr ? operand.index[e] : e * operand.step;
+      return operand.data + n * (operand.shared ? 1 : lanes);
+    };
+    const T* const at[] = {reads >> A & 1 ? enter(x[A]) : nullptr...};
     std::int64_t i = 0;
     for (; i + wide * L <= lanes; i += wide * L) {
       lanes_block<F, wide>(at, shared, out, i, operands);

@@ -177,12 +177,17 @@ void TileDraft::finish() {
   } else {
     sink_sums(plan.backward);
   }
+  sum_products(plan.forward);
+  sum_products(plan.backward);
+  split_late();
   repeat_maps();
-  const std::span<TileInstruction> backward = plan.backward;
-  form_panels(plan.forward);
+  const std::span<TileInstruction> forward = plan.forward, backward = plan.backward;
+  form_panels(forward.first(std::size_t(plan.late)));
+  form_panels(forward.subspan(std::size_t(plan.late)));
   form_panels(backward.first(std::size_t(plan.first_sum)));
   form_panels(backward.subspan(std::size_t(plan.first_sum)));
-  mark_fused(plan.forward);
+  mark_fused(forward.first(std::size_t(plan.late)));
+  mark_fused(forward.subspan(std::size_t(plan.late)));
   mark_fused(backward.first(std::size_t(plan.first_sum)));
   mark_fused(backward.subspan(std::size_t(plan.first_sum)));
   mark_local();

@@ -42,6 +42,8 @@ class TileDraft {
   void sink_sums(std::vector<TileInstruction>& list);
   void share_in_place();
   void place_kept();
+  void split_late();
+  void sum_products(std::vector<TileInstruction>& list);
   void repeat_maps();
   void form_panels(std::span<TileInstruction> list);
   std::size_t form_panels(std::span<TileInstruction> list, std::size_t n);

@@ -41,7 +41,8 @@ bool TileDraft::reads_shares(const TileInstruction& i, int k, std::int32_t parts
     case TileInstruction::Kind::outer:
       return i.loops.batch == parts && strides[0] * parts == elements;
     case TileInstruction::Kind::fold:
-      return i.outer == 1 && i.length % parts == 0 && elements == i.length * i.inner;
+      return i.outer == 1 && i.length % parts == 0 && elements == i.length * i.inner &&
+             x.index == TileOperand::same;
     default:
       return false;
   }
@@ -61,6 +62,142 @@ bool TileDraft::makes_shares(const TileInstruction& i, std::int32_t parts) {
       return reads_shares(i, 0, parts);
     default:
       return false;
+  }
+}
+
+// Products of large values that only a sum reads need no place: the sum makes them.
+void TileDraft::sum_products(std::vector<TileInstruction>& list) {
+  TilePlan& plan = plan_;
+  std::vector<int> uses(storages_.size());
+  for (auto* all : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *all) {
+      for_each_operand(i, [&](TileOperand& x) { ++uses[std::size_t(x.ref.offset)]; });
+    }
+  }
+  for (std::size_t n = list.size(); n-- > 0;) {
+    const TileInstruction map = list[n];
+    if (map.kind != TileInstruction::Kind::map || map.code.second >= 0 ||
+        map.count < least_elements || uses[std::size_t(map.out.offset)] != 1 ||
+        storage(map.out).pinned || wider(map.dtype, arithmetic_) != map.dtype) {
+      continue;
+    }
+    TileOperand x, y;
+    if (map.code.op == scalar_op_index<Square>() && map.code.wrt < 0) {
+      x = y = map.in[0];
+    } else if (map.code.op == scalar_op_index<Mul>()) {
+      x = map.in[map.code.wrt < 0 ? 0 : 3];
+      y = map.in[map.code.wrt == 1 ? 0 : 1];
+    } else {
+      continue;
+    }
+    const auto whole = [&](const TileOperand& operand) {
+      return is_rows(operand.ref) && operand.index == TileOperand::same &&
+             storage(operand.ref).elements == map.count;
+    };
+    if (!whole(x)) {
+      std::swap(x, y);
+    }
+    const auto sum = std::find_if(list.begin() + std::ptrdiff_t(n) + 1, list.end(),
+                                  [&](const TileInstruction& i) { return i.in[0].ref == map.out; });
+    if (!whole(x) || sum == list.end() || sum->operands > 1) {
+      continue;
+    }
+    const bool fold = sum->kind == TileInstruction::Kind::fold && sum->reduction == Reduction::sum;
+    const bool rows = sum->kind == TileInstruction::Kind::sum_rows &&
+                      sum->in[1].index == TileOperand::same &&
+                      !plan.sums[std::size_t(sum->out.offset)].by_lane &&
+                      plan.sums[std::size_t(sum->out.offset)].columns == map.count;
+    if (fold || rows) {
+      sum->in[0] = x;
+      sum->in[2] = y;
+      sum->operands = 3;
+      list.erase(list.begin() + std::ptrdiff_t(n));
+      plan.first_sum -= &list == &plan.backward && std::int32_t(n) < plan.first_sum;
+    }
+  }
+}
+
+// What makes slopes that no stage reads is late: stages that are pulled back do not need it before.
+// The backward list has it, too, with values of its own, so that a matrix it makes (a Jacobian) is
+// used up panel by panel instead of kept. Not where cotangents can overflow: magnitudes are looked
+// at there, and a VJP may be done again.
+void TileDraft::split_late() {
+  TilePlan& plan = plan_;
+  plan.late = std::int32_t(plan.forward.size());
+  if (plan.narrow_cotangents || plan.rows_in.size() != plan.rows_out.size()) {
+    return;
+  }
+  std::vector<bool> read(storages_.size()), read_back(storages_.size());
+  for (auto* list : {&plan.forward, &plan.backward}) {
+    for (TileInstruction& i : *list) {
+      for_each_operand(i, [&](TileOperand& x) {
+        read[std::size_t(x.ref.offset)] = true;
+        read_back[std::size_t(x.ref.offset)] = list == &plan.backward;
+      });
+    }
+  }
+  for (const auto* ports : {&plan.rows_out, &plan.rows_bar}) {
+    for (const TilePort& port : *ports) {
+      if (is_rows(port.ref)) {
+        read[std::size_t(port.ref.offset)] = true;
+      }
+    }
+  }
+  std::vector<bool> needed(storages_.size());  // by stages
+  for (std::size_t c = 0; c < plan.rows_out.size(); ++c) {
+    if (read[std::size_t(plan.rows_in[c].ref.offset)]) {
+      needed[std::size_t(plan.rows_out[c].ref.offset)] = true;
+    }
+  }
+  std::vector<bool> early(plan.forward.size());
+  bool large = false;
+  for (std::size_t n = plan.forward.size(); n-- > 0;) {
+    TileInstruction& i = plan.forward[n];
+    early[n] = needed[std::size_t(i.out.offset)];
+    if (early[n]) {
+      for_each_operand(i, [&](TileOperand& x) { needed[std::size_t(x.ref.offset)] = true; });
+    } else {
+      large |= i.count >= least_elements && read_back[std::size_t(i.out.offset)];
+    }
+  }
+  if (!large) {
+    return;
+  }
+  std::vector<TileInstruction> first, late;
+  for (std::size_t n = 0; n < plan.forward.size(); ++n) {
+    (early[n] ? first : late).push_back(plan.forward[n]);
+  }
+  std::vector<bool> is_late(storages_.size());
+  for (const TileInstruction& i : late) {
+    is_late[std::size_t(i.out.offset)] = true;
+  }
+  for (TilePort& port : plan.rows_out) {
+    port.late = is_late[std::size_t(port.ref.offset)];
+    if (port.late) {  // both lists write it to the same place
+      is_late[std::size_t(port.ref.offset)] = false;
+      storage(port.ref).kept = true;
+    }
+  }
+  plan.late = std::int32_t(first.size());
+  plan.forward = first;
+  plan.forward.insert(plan.forward.end(), late.begin(), late.end());
+  plan.backward.insert(plan.backward.begin(), late.begin(), late.end());
+  std::vector<std::int32_t> own(is_late.size(), -1);
+  const auto rename = [&](TileRef& ref) {
+    if (is_rows(ref) && is_late[std::size_t(ref.offset)]) {
+      std::int32_t& to = own[std::size_t(ref.offset)];
+      to = to < 0 ? add_storage(storage(ref).elements) : to;
+      ref.offset = to;
+    }
+  };
+  for (TileInstruction& i : plan.backward) {
+    for (int k = 0; k < i.operands; ++k) {
+      rename(i.in[std::size_t(k)].ref);
+    }
+    rename(i.out);
+  }
+  for (TilePort& port : plan.rows_bar) {
+    rename(port.ref);
   }
 }
 

@@ -124,6 +124,9 @@ bool Worker<T>::pull_back(int i, AdjointScale& scale, Sums& sums) {
       } else {
         std::copy_n(m_.at(port.ref), n * lanes_, product(s) + at);
       }
+      if (v_.rows_out[c].late) {
+        std::copy_n(m_.at(v_.rows_out[c].ref), n * lanes_, slopes(s) + at);
+      }
       g += k_.dot(slopes(s) + at, u_ + at, n * lanes_);
     });
     if (!std::isfinite(k_.largest(product(s), elements_ * lanes_))) {

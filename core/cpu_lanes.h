@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "halftape/core/cpu_kernels.h"
 #include "halftape/core/tensor.h"
 #include "halftape/core/tile_plan.h"
 
@@ -65,6 +66,12 @@ struct LaneKernels {
   // elements.
   void (*add_sums)(T* out, const T* x, T factor, std::int64_t elements, std::int64_t n);
   void (*add_by_lane)(T* sums, const T* x, std::int64_t elements, std::int64_t n, T scale);
+  // The same of products, each rounded before it is added: out[i] += sum of x[j, i] y(j, i),
+  // i < inner, j < length, and out[e] += factor * (sum of x[e] y(e) over n lanes), e < elements.
+  void (*add_products)(T* out, const T* x, const LaneOperand<T>& y, std::int64_t inner,
+                       std::int64_t length, std::int64_t n);
+  void (*add_dots)(T* out, const T* x, const LaneOperand<T>& y, T factor, std::int64_t elements,
+                   std::int64_t n);
   // total += factor * acc, then acc = 0.
   void (*flush)(T* total, T* acc, T factor, std::int64_t n);
   // Rounds in place; with `watch` the largest magnitude of the results, as below. Not for none, f32

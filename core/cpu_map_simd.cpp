@@ -61,30 +61,54 @@ void run(const T* const* x, const std::int32_t* advance, T* out, std::int64_t n)
   loop<F>(x, advance, out, n, std::make_index_sequence<N>{});
 }
 
-template <class F, class T, std::size_t... A>
-void loop_lanes(const LaneOperand<T>* x, T* out, std::int64_t elements, std::int64_t lanes,
-                std::index_sequence<A...>) {
+// Lanes [i, i + N vectors) of an element, from where the operands' begin. A shared number is one
+// vector for all of them.
+template <class F, int N, class T, std::size_t... A>
+HWY_INLINE void lanes_block(const T* const* at, const bool* shared, T* out, std::int64_t i,
+                            std::index_sequence<A...>) {
   using V = Simd<T>;
   constexpr unsigned reads = F::call(Trace::operand(A)...).operands;
-  alignas(64) T splat[sizeof...(A)][V::lanes];
-  const T* at[sizeof...(A)] = {};
-  std::int64_t step[sizeof...(A)] = {};
-  const auto enter = [&](std::size_t a, std::int64_t e) {
-    const std::int64_t element = x[a].index != nullptr ? x[a].index[e] : e * x[a].step;
-    if (x[a].shared) {
-      V(hn::Set(typename V::Tag(), x[a].data[element])).store(splat[a]);
-      at[a] = splat[a];
-      step[a] = 0;
+  V x[sizeof...(A)][N];
+  const auto enter = [&](std::size_t a) HWY_ATTR {
+    if (shared[a]) {
+      const V number(hn::Set(typename V::Tag(), *at[a]));
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        x[a][v] = number;
+      }
     } else {
-      at[a] = x[a].data + element * lanes;
-      step[a] = V::lanes;
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        x[a][v] = V::load(at[a] + i + v * V::lanes);
+      }
     }
   };
-  for (std::int64_t e = 0; e < elements; ++e) {
-    ((reads >> A & 1 ? enter(A, e) : void()), ...);
-    for (std::int64_t i = 0; i < lanes; i += V::lanes) {
-      F::call((reads >> A & 1 ? V::load(at[A]) : V())...).store(out + e * lanes + i);
-      ((at[A] += step[A]), ...);
+  ((reads >> A & 1 ? enter(A) : void()), ...);
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    F::call((reads >> A & 1 ? x[A][v] : V())...).store(out + i + v * V::lanes);
+  }
+}
+
+template <class F, class T, std::size_t... A>
+void loop_lanes(const LaneOperand<T>* x, T* out, std::int64_t elements, std::int64_t lanes,
+                std::index_sequence<A...> operands) {
+  constexpr unsigned reads = F::call(Trace::operand(A)...).operands;
+  constexpr int wide = sizeof...(A) < 4 ? 4 : 2;
+  constexpr std::int64_t L = Simd<T>::lanes;
+  const bool shared[] = {x[A].shared...};
+  for (std::int64_t e = 0; e < elements; ++e, out += lanes) {
+    const auto enter = [&](const LaneOperand<T>& operand) {
+      const std::int64_t n = operand.index != nullptr ? operand.index[e] : e * operand.step;
+      return operand.data + n * (operand.shared ? 1 : lanes);
+    };
+    const T* const at[] = {reads >> A & 1 ? enter(x[A]) : nullptr...};
+    std::int64_t i = 0;
+    for (; i + wide * L <= lanes; i += wide * L) {
+      lanes_block<F, wide>(at, shared, out, i, operands);
+    }
+    for (; i < lanes; i += L) {
+      lanes_block<F, 1>(at, shared, out, i, operands);
     }
   }
 }

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t panel_numbers = 20000;  // of all values: a group's panels stay in L1
 constexpr std::int64_t transposed_rows = 128;  // terms of a sum of products at once
+constexpr std::int64_t transposed_columns = 64;
 
 template <class T>
 class Tile {
@@ -47,6 +48,20 @@ class Tile {
     return x.index == TileOperand::same    ? e
            : x.index == TileOperand::first ? 0
                                            : plan_.index[std::size_t(x.index + e)];
+  }
+
+  LaneOperand<T> lane_operand(const TileOperand& in, std::int64_t e0) const {
+    LaneOperand<T> x;
+    x.shared = is_table(in.ref);
+    x.data = x.shared ? table(in.ref) : m_.at(in.ref);
+    if (in.index == TileOperand::same) {
+      x.data = x.shared ? x.data + e0 : at(in.ref, e0);
+    } else if (in.index == TileOperand::first) {
+      x.step = 0;
+    } else {
+      x.index = plan_.index.data() + in.index + e0;
+    }
+    return x;
   }
 
   // What vectors are rounded to in registers, if they are.
@@ -210,18 +225,8 @@ class Tile {
       if (in.ref.space == TileSpace::none) {
         continue;  // not read
       }
-      x[k].shared = is_table(in.ref);
-      x[k].data = x[k].shared ? table(in.ref) : m_.at(in.ref);
-      if (in.index == TileOperand::same) {
-        x[k].data = x[k].shared ? x[k].data + e0 : at(in.ref, e0);
-        whole &= !x[k].shared;
-      } else if (in.index == TileOperand::first) {
-        x[k].step = 0;
-        whole &= x[k].shared;
-      } else {
-        x[k].index = plan_.index.data() + in.index + e0;
-        whole = false;
-      }
+      x[k] = lane_operand(in, e0);
+      whole &= in.index == (x[k].shared ? TileOperand::first : TileOperand::same);
     }
     T* out = at(i.out, e0);
     if (i.code.second >= 0) {
@@ -438,20 +443,28 @@ class Tile {
         }
         Gemm<T> gemm{};
         gemm.parts = std::min(at_once, terms - t);
-        for (std::int64_t p = 0; p < gemm.parts; ++p) {
-          k_.transpose(xt + p * x_term * m_.lanes, l.rhs[1] * m_.lanes,
-                       m_.transposed + p * m_.lanes * sum.stride, sum.stride, l.k, m_.lanes);
+        // Rows of some columns, so that they lie together: far apart they would displace each
+        // other from L1.
+        gemm.n = sum.stride % transposed_columns == 0 ? transposed_columns : sum.stride;
+        gemm.groups = sum.stride / gemm.n;
+        gemm.x_part = m_.lanes * gemm.n;
+        gemm.x_group = gemm.parts * gemm.x_part;
+        gemm.c_group = gemm.n;
+        for (std::int64_t j = 0; j < l.k; j += gemm.n) {
+          for (std::int64_t p = 0; p < gemm.parts; ++p) {
+            k_.transpose(xt + (p * x_term + j * l.rhs[1]) * m_.lanes, l.rhs[1] * m_.lanes,
+                         m_.transposed + j / gemm.n * gemm.x_group + p * gemm.x_part, gemm.n,
+                         std::min<std::int64_t>(gemm.n, l.k - j), m_.lanes);
+          }
         }
         gemm.m = l.m;
-        gemm.n = sum.stride;
         gemm.k = m_.lanes;
         gemm.a = gt;
         gemm.a_row = l.lhs[1] * m_.lanes;
         gemm.a_column = 1;
         gemm.a_part = g_term * m_.lanes;
         gemm.x = m_.transposed;
-        gemm.x_stride = sum.stride;
-        gemm.x_part = m_.lanes * sum.stride;
+        gemm.x_stride = gemm.n;
         gemm.c = sums;
         gemm.c_stride = sum.stride;
         gemm.accumulate = true;
@@ -493,7 +506,14 @@ class Tile {
       T* to = out + o * run;
       const T* from = x + o * i.length * run;
       std::int64_t j = j0;
-      if (j == 0) {
+      if (i.operands == 3) {
+        if (j == 0) {
+          std::fill_n(to, run, T(0));
+        }
+        k_.add_products(to, from, lane_operand(i.in[2], (o * i.length + j0) * i.inner), i.inner,
+                        j1 - j0, m_.lanes);
+        j = j1;
+      } else if (j == 0) {
         i.length > 0 ? std::copy_n(from, run, to) : std::fill_n(to, run, T(0));
         ++j;
       }
@@ -521,6 +541,10 @@ class Tile {
     const TileSum& sum = plan_.sums[std::size_t(i.out.offset)];
     T* sums = m_.sums + sum.offset;
     const T* x = at(i.in[0].ref, e0);
+    if (i.operands == 3) {
+      k_.add_dots(sums + e0, x, lane_operand(i.in[2], e0), T(i.scale), e1 - e0, m_.lanes);
+      return;
+    }
     if (sum.by_lane && i.in[1].index == TileOperand::same) {
       k_.add_by_lane(sums + e0 * tile_vector, x, e1 - e0, m_.lanes, T(i.scale));
       return;

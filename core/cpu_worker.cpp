@@ -135,9 +135,12 @@ bool Worker<T>::evaluate_stages(int i) {
         round_to_dtype(port.dtype, point, n * lanes_);
       }
     });
-    run_tile<T>(v_, v_.forward, m_, nullptr);
+    const std::span<const TileInstruction> all = v_.forward;
+    run_tile<T>(v_, backward_ ? all.first(std::size_t(v_.late)) : all, m_, nullptr);
     for_components([&](std::size_t c, std::int64_t at, std::int64_t n) {
-      std::copy_n(m_.at(v_.rows_out[c].ref), n * lanes_, slopes(s) + at);
+      if (!backward_ || !v_.rows_out[c].late) {
+        std::copy_n(m_.at(v_.rows_out[c].ref), n * lanes_, slopes(s) + at);
+      }
     });
     hold(s);
     // The new state, and <k, u> in the backward pass, show every slope that has a weight.

@@ -20,6 +20,7 @@ class Worker {
         v_(*plan.velocity),
         k_(lane_kernels<T>()),
         lanes_(lanes),
+        backward_(backward),
         arena_(numbers(plan, lanes, backward)) {
     for (const auto& c : plan.components) {
       elements_ += c.elements;
@@ -34,6 +35,7 @@ class Worker {
     kept_ = arena_.take(memories * v_.kept * lanes);
     kept_step_ = memories > 1 ? v_.kept * lanes : 0;
     slopes_ = arena_.take(std::int64_t(plan.stages()) * elements_ * lanes);
+    std::fill_n(slopes_, std::int64_t(plan.stages()) * elements_ * lanes, T(0));  // late ones
     y_ = arena_.take(elements_ * lanes);
     next_ = arena_.take(elements_ * lanes);
     room_ = arena_.take(widest_ * lanes);
@@ -198,6 +200,7 @@ class Worker {
   const TilePlan& v_;
   const LaneKernels<T>& k_;
   std::int64_t lanes_;
+  bool backward_;
   std::int64_t elements_ = 0, widest_ = 0;
   Arena<T> arena_;
   TileMemory<T> m_;

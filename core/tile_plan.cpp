@@ -116,6 +116,9 @@ std::string print(const TilePlan& plan, int lanes) {
        {std::pair("forward", &plan.forward), std::pair("backward", &plan.backward)}) {
     result += fmt::format("{}: {} FLOPs a row\n", name, flops_per_row(*list));
     for (const TileInstruction& i : *list) {
+      if (list == &plan.forward && &i - list->data() == plan.late) {
+        result += "  late, not before a pullback:\n";
+      }
       result += text(i);
     }
   }

@@ -66,7 +66,8 @@ struct TileInstruction {
   int operands = 0;
   TileLoops loops{};  // gemm, outer, product
   TileRef bias{};     // gemm: a table added to the sums, element m; none: nothing is added
-  // fold: result (o, i) of elements (o, j, i); sum_rows: accumulator element index(e) += element e.
+  // fold: result (o, i) of elements (o, j, i); sum_rows: accumulator element index(e) += element e,
+  // the index is in[1]'s. Of a sum the elements may be products, with those of in[2].
   std::int32_t outer = 1, length = 1, inner = 1;
   std::int32_t out_first = 0, in_first = 0;  // copy: the elements the stretch begins at
   double scale = 1.0;                        // of a fold or a sum over rows (mean)
@@ -87,6 +88,7 @@ struct TilePort {
   TileRef ref;
   std::int32_t elements = 0;
   DType dtype = DType::f32;
+  bool late = false;  // of rows_out: late instructions make it
 };
 
 struct TilePlan {
@@ -106,6 +108,10 @@ struct TilePlan {
   std::int32_t parameters = 0, times = 0;  // elements of the tables
   std::int32_t sum_numbers = 0;            // of all accumulators
   bool narrow_cotangents = false;  // some cotangents are rounded below f32: they can overflow
+  // Instructions from forward[late] on make slopes that no stage reads (of a log density, say). The
+  // backward pass evaluates stages without them: the backward list makes what it needs of their
+  // values, and these slopes.
+  std::int32_t late = 0;
   // Where cotangents can overflow, sums over rows come last, from backward[first_sum] on: a VJP
   // done again has nothing to undo.
   std::int32_t first_sum = 0;

@@ -1,6 +1,8 @@
 // The plan of a small net, as text and as counts worked out by hand.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "halftape/autodiff/ops.h"
 #include "halftape/autodiff/tile_planner.h"
 
@@ -21,6 +23,50 @@ Program layer(std::int64_t rows, TileRequest& request, DType dtype = DType::f32)
   request.row_inputs = {y.id()};
   request.parameters = {w.id(), b.id()};
   return program;
+}
+
+TEST_CASE("a slope that no stage reads is made in the backward list, and its matrix is not kept") {
+  constexpr std::int64_t rows = 8, inputs = 33, hidden = 40;
+  Tape tape(Tape::Execute::shapes_only);
+  const Var y = tape.leaf(Type{DType::f32, {rows, hidden}}, "y", Role::input);
+  const Var z = tape.leaf(Type{DType::f32, {rows, hidden}}, "z", Role::input);
+  const Var w = tape.leaf(Type{DType::f32, {inputs, hidden}}, "w", Role::parameter);
+  const Var m = tape.leaf(Type{DType::f32, {hidden, hidden}}, "m", Role::parameter);
+  const Var h = tanh(y);
+  const Var jacobian = matmul(reshape(h, {rows, 1, hidden}) * w, m);
+  const Var norms = sum(square(jacobian), {1});
+  const Var sum_of_both = h + z;
+  TileRequest request;
+  request.rows = rows;
+  request.row_inputs = {y.id(), z.id()};
+  request.parameters = {w.id(), m.id()};
+  const auto plan_of = [&](ValueId slope_of_y, ValueId slope_of_z) {
+    Program program = tape.program();
+    program.outputs = {slope_of_y, slope_of_z};
+    const TilePlanning planning = plan_tiles(program, request);
+    REQUIRE(planning.tiled);
+    return planning.tiled->plan;
+  };
+  const TilePlan plan = plan_of(h.id(), norms.id());
+  CHECK(plan.late == 1);  // tanh; then the group
+  REQUIRE(plan.forward.size() == 4);
+  CHECK(!plan.rows_out[0].late);
+  CHECK(plan.rows_out[1].late);
+  CHECK(plan.rows_out[1].ref.space == TileSpace::kept);
+  CHECK(plan.kept == 2 * hidden);  // tanh, and the slope itself
+  const auto makers = [&](const std::vector<TileInstruction>& list) {
+    return std::count_if(list.begin(), list.end(),
+                         [&](const auto& i) { return i.out == plan.rows_out[1].ref; });
+  };
+  CHECK(makers(plan.forward) == 1);
+  CHECK(makers(plan.backward) == 1);
+  CHECK(print(plan, 16).find("  late, not before a pullback:\n  6 of 33 at a time:\n") !=
+        std::string::npos);
+  // Where stages read z, its slope is not late: the matrix is kept.
+  const TilePlan early = plan_of(sum_of_both.id(), norms.id());
+  CHECK(early.late == std::int32_t(early.forward.size()));
+  CHECK(!early.rows_out[1].late);
+  CHECK(early.kept == hidden + inputs * hidden);
 }
 
 }  // namespace
@@ -182,17 +228,20 @@ TEST_CASE(
   const TilePlanning planning = plan_tiles(program, request);
   REQUIRE(planning.tiled);
   const TilePlan& plan = planning.tiled->plan;
-  // tanh; 6 (256 / 40) of 33 matrices at a time: times w, times m, square, sum over matrices.
-  REQUIRE(plan.forward.size() == 5);
+  // tanh; 6 (256 / 40) of 33 matrices at a time: times w, times m, sum of squares over matrices.
+  REQUIRE(plan.forward.size() == 4);
+  CHECK(plan.late == 4);  // y's own slope
   const TileInstruction* group = &plan.forward[1];
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 3; ++i) {
     CHECK(group[i].parts == inputs);
     CHECK(group[i].panel == 6);
     CHECK(group[i].fused == (i > 0));
   }
   CHECK(group[0].out.space == TileSpace::panel);
   CHECK(group[1].out.space == TileSpace::kept);  // square's pullback reads it
-  CHECK(group[2].out.space == TileSpace::panel);
+  CHECK(group[2].kind == TileInstruction::Kind::fold);
+  CHECK(group[2].in[0].ref == group[1].out);
+  CHECK(group[2].in[2].ref == group[1].out);
   // Kept: tanh and one matrix; the other one costs a product an element and is made again.
   CHECK(plan.kept == hidden + inputs * hidden);
   CHECK(plan.scratch < inputs * hidden);  // no whole matrix

@@ -353,6 +353,63 @@ TEST_CASE("add, multiply_add, add_by_lane, flush and add_sums are right") {
   });
 }
 
+TEST_CASE("add_products and add_dots add products of elements, of one number or of an index") {
+  for_each_kernels([](const auto& kernels, auto zero) {
+    using T = decltype(zero);
+    for (const std::int64_t n : {16, 32, 48, 64, 80}) {
+      for (const std::int64_t inner : {1, 3, 5}) {
+        for (const std::int64_t length : {1, 2, 4}) {
+          for (int form = 0; form < 6; ++form) {
+            const bool shared = form % 2 == 0;
+            const std::int64_t elements = inner * length;
+            Numbers<T> x(elements * n, 1), y(elements * n, 2), out(inner * n, 3), dots(elements, 4);
+            std::vector<std::int32_t> index;
+            for (std::int64_t e = 0; e < elements; ++e) {
+              index.push_back(std::int32_t((5 * e + 2) % elements));
+            }
+            LaneOperand<T> operand{y.data(), form / 2 == 2 ? index.data() : nullptr, form / 2,
+                                   shared};
+            const auto factor = [&](std::int64_t e, std::int64_t r) {
+              const std::int64_t from = form / 2 == 2 ? index[std::size_t(e)] : e * (form / 2);
+              return y[shared ? from : from * n + r];
+            };
+            const std::vector<T> before = out.copy(), before_dots = dots.copy();
+            kernels.add_products(out.data(), x.data(), operand, inner, length, n);
+            kernels.add_dots(dots.data(), x.data(), operand, T(1.7), elements, n);
+            bool same = true, good = true;
+            for (std::int64_t i = 0; i < inner; ++i) {
+              for (std::int64_t r = 0; r < n; ++r) {  // in this order, with these roundings
+                T want = before[std::size_t(i * n + r)];
+                for (std::int64_t j = 0; j < length; ++j) {
+                  const std::int64_t e = j * inner + i;
+                  const T product = x[e * n + r] * factor(e, r);
+                  want = want + product;
+                }
+                same &= out[i * n + r] == want;
+              }
+            }
+            for (std::int64_t e = 0; e < elements; ++e) {
+              double want = double(before_dots[std::size_t(e)]), magnitude = std::fabs(want);
+              for (std::int64_t r = 0; r < n; ++r) {
+                const double term = 1.7 * double(x[e * n + r]) * double(factor(e, r));
+                want += term;
+                magnitude += std::fabs(term);
+              }
+              good &= near(dots[e], want, double(n), magnitude);
+            }
+            CAPTURE(n);
+            CAPTURE(inner);
+            CAPTURE(length);
+            CAPTURE(form);
+            REQUIRE(same);
+            REQUIRE(good);
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST_CASE("largest finds the largest magnitude, an infinity and a NaN wherever they are") {
   for_each_kernels([](const auto& kernels, auto zero) {
     using T = decltype(zero);

@@ -550,6 +550,30 @@ TEST_CASE("a Jacobian by row, made and used up panel by panel, gives the interpr
   }
 }
 
+TEST_CASE("slopes that no stage reads, made when a stage is pulled back, count in every gradient") {
+  // l' = sum of squares of a Jacobian, as a log density's; c' = l'^2 + y_0; the gradient of the
+  // times contains both slopes themselves.
+  for (const std::string method : {"euler", "midpoint", "rk4"}) {
+    CAPTURE(method);
+    for (const std::int64_t rows : {5, 70}) {
+      constexpr std::int64_t inputs = 33, hidden = 40;
+      Problem problem = with_jacobian(rows, inputs, hidden);
+      problem.velocity = [=](const Var& t, const State& y, Theta p) {
+        const Var x = tanh(matmul(y["y"], p[0], Transpose::rhs) * (1.0 + t));
+        const Var slope = reshape(1.0 - square(x), {rows, 1, hidden});
+        const Var jacobian = matmul(transpose(p[0], {1, 0}) * slope, p[1]);
+        const Var l = sum(sum(square(jacobian), {1}), {1}, KeepAxes::yes) * 0.1;
+        return State{{"y", matmul(x, p[2])}, {"l", l}, {"c", square(l) + slice(y["y"], 1, 0, 1)}};
+      };
+      problem.y0.emplace_back("l", f64({rows, 1}, 7));
+      problem.y0.emplace_back("c", f64({rows, 1}, 8));
+      check_tiles(problem, options_for(method), 1e-12);
+      check_tiles(in_dtype(problem, DType::f32),
+                  options_for(method, Precision::uniform(DType::f32)), 2e-5);
+    }
+  }
+}
+
 TEST_CASE("a parameter that is added twice gets both gradients") {
   const std::vector<Tensor> bias{f64({20}, 4, 0.3)};
   const auto check = [](const Problem& problem) {

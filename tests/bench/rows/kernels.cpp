@@ -100,19 +100,25 @@ class Tiles {
     cpu::Gemm<float> gemm{};
     if (p_.is_gradient) {
       std::fill_n(sums_.data(), sums_.count(), 0.0f);
+      constexpr std::int64_t columns = 64;  // at a time, as the tile executor does
       gemm.m = p_.rows;
-      gemm.n = p_.n;
+      gemm.n = columns;
+      gemm.groups = p_.n / columns;
       gemm.k = lanes_;
       gemm.a_row = lanes_;
       gemm.a_column = 1;
       gemm.x = transposed_.data();
-      gemm.x_stride = p_.n;
+      gemm.x_stride = columns;
+      gemm.x_group = lanes_ * columns;
       gemm.c = sums_.data();
       gemm.c_stride = p_.n;
+      gemm.c_group = columns;
       gemm.accumulate = true;
       for (std::int64_t t = 0; t < count_; ++t) {
-        kernels.transpose(in_.data() + t * p_.n * lanes_, lanes_, transposed_.data(), p_.n, p_.n,
-                          lanes_);
+        for (std::int64_t j = 0; j < p_.n; j += columns) {
+          kernels.transpose(in_.data() + (t * p_.n + j) * lanes_, lanes_,
+                            transposed_.data() + j * lanes_, columns, columns, lanes_);
+        }
         gemm.a = out_.data() + t * p_.rows * lanes_;
         kernels.gemm(gemm);
       }

@@ -1,6 +1,7 @@
 # Runs PROGRAM --sweep --quick in WORK and reads what it leaves: a row for each of DATA, the six
 # configurations and METRICS, the same in sweep.json, sweep.csv and sweep.md; a second run of the
 # command computes nothing.
+cmake_minimum_required(VERSION 3.25)
 cmake_path(GET PROGRAM FILENAME name)
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})

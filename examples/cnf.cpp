@@ -38,8 +38,11 @@ const std::pair range{-4.0, 4.0};
 // The flow, and how to ask it for densities and samples.
 class Model {
  public:
-  Model(std::int64_t width, std::int64_t steps, Random& random)
-      : flow_(2, width, {32, 32}, random), velocity_(flow_), steps_(int(steps)) {}
+  Model(std::int64_t width, const Options& options, Random& random)
+      : flow_(2, width, {32, 32}, random),
+        velocity_(flow_),
+        method_(tableau(options.method)),
+        steps_(int(options.steps)) {}
 
   const Velocity& velocity() const { return velocity_; }
   Parameters parameters() const { return flow_.parameters(); }
@@ -69,12 +72,16 @@ class Model {
  private:
   State solve(const Var& start, const Times& times, const Precision& precision) const {
     return odeint(velocity_, flow_state(start), times, {},
-                  {.precision = precision, .save = Save::last(), .gradient = GradientMethod::none})
+                  {.method = method_,
+                   .precision = precision,
+                   .save = Save::last(),
+                   .gradient = GradientMethod::none})
         .value();
   }
 
   HyperFlow flow_;
   Velocity velocity_;
+  Tableau method_;
   int steps_;
 };
 
@@ -110,7 +117,7 @@ Metrics train(const Options& options, const CnfOptions& own) {
   const Precision precision = Precision::parse(options.precision);
   Random random(options.seed);
   Random held_out(options.seed + 1'000'003);  // validation never disturbs the training data
-  Model model(own.width, options.steps, random);
+  Model model(own.width, options, random);
   Optimiser optimiser(model.parameters(), Adam{.learning_rate = 1e-2});
   Training training(options, optimiser);
   const OdeOptions solve{.method = tableau(options.method),
@@ -213,18 +220,13 @@ Metrics train(const Options& options, const CnfOptions& own) {
     report["loss_first"] = nll_first;
     report["loss_last"] = nll_last;
     report["mmd"] = mmd;
-    report["seconds_forward"] = costs.mean_forward();
-    report["seconds_backward"] = costs.mean_backward();
-    report["peak_bytes"] = costs.peak_bytes;
-    report["stored_state_bytes"] = costs.stored_bytes;
-    report["retries"] = costs.retries;
-    report["stage_vjps"] = costs.vjps;
+    add_costs(report, costs);
     write_json(options.json, report);
   }
   return {{"val_nll", nll_last},
           {"mmd", mmd},
-          {"seconds_forward", costs.mean_forward()},
-          {"seconds_backward", costs.mean_backward()},
+          {"seconds_forward_per_iteration", costs.mean_forward()},
+          {"seconds_backward_per_iteration", costs.mean_backward()},
           {"seconds_total", costs.seconds_forward + costs.seconds_backward},
           {"peak_bytes", double(costs.peak_bytes)},
           {"stored_bytes", double(costs.stored_bytes)},

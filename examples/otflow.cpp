@@ -49,11 +49,13 @@ struct Validation {
   double loss, cost, nll, residual, mmd, inverse_error;
 };
 
-// On given rows, 29 steps, in the run's precision.
+// On given rows, 29 steps, with the run's method and in its precision.
 Validation validate(const OtFlow& flow, const Velocity& velocity, const Tensor& x,
-                    const Precision& precision, Random& random) {
-  const OdeOptions options{
-      .precision = precision, .save = Save::last(), .gradient = GradientMethod::none};
+                    const OdeOptions& run, Random& random) {
+  const OdeOptions options{.method = run.method,
+                           .precision = run.precision,
+                           .save = Save::last(),
+                           .gradient = GradientMethod::none};
   Tape tape;
   const State last =
       odeint(velocity, ot_flow_state(tape.constant(x)), linspace(0, 1, 29), {}, options).value();
@@ -77,7 +79,6 @@ Validation validate(const OtFlow& flow, const Velocity& velocity, const Tensor& 
 }
 
 Metrics train(const Options& options, const OtFlowOptions& own, const Tables& tables) {
-  const Precision precision = Precision::parse(options.precision);
   Random random(options.seed);
   const std::int64_t d = tables.train.shape()[1];
   const OtFlow flow{Potential({.dimension = d, .width = own.width}, random), {}};
@@ -85,7 +86,7 @@ Metrics train(const Options& options, const OtFlowOptions& own, const Tables& ta
   Optimiser optimiser(flow.parameters(), Adam{.learning_rate = 1e-3});
   Training training(options, optimiser);
   const OdeOptions solve{.method = tableau(options.method),
-                         .precision = precision,
+                         .precision = Precision::parse(options.precision),
                          .scaling = scaling_of(options),
                          .save = Save::last()};
   EarlyStopping stopping({.patience = 15});
@@ -105,7 +106,7 @@ Metrics train(const Options& options, const OtFlowOptions& own, const Tables& ta
   const Tensor held_out = draw_rows(tables.validation, options.quick ? 128 : 1024, fixed);
   const auto score = [&] {
     Random noise(4712);
-    return validate(flow, velocity, held_out, precision, noise);
+    return validate(flow, velocity, held_out, solve, noise);
   };
   const Validation first = score();
   std::int64_t done = folder.start(checkpoint);
@@ -173,15 +174,12 @@ Metrics train(const Options& options, const OtFlowOptions& own, const Tables& ta
   }
   if (!options.json.empty()) {
     Json report = new_report("otflow", options, threads());
+    report["iterations"] = done;
     report["data"] = tables.name;
     report["loss_first"] = first.loss;
     report["loss_last"] = last.loss;
     report["val_nll"] = last.nll;
-    report["seconds_forward"] = costs.mean_forward();
-    report["seconds_backward"] = costs.mean_backward();
-    report["peak_bytes"] = costs.peak_bytes;
-    report["stored_state_bytes"] = costs.stored_bytes;
-    report["retries"] = costs.retries;
+    add_costs(report, costs);
     write_json(options.json, report);
   }
   return {{"val_loss", last.loss},
@@ -190,8 +188,8 @@ Metrics train(const Options& options, const OtFlowOptions& own, const Tables& ta
           {"val_residual", last.residual},
           {"val_mmd", last.mmd},
           {"inverse_error", last.inverse_error},
-          {"seconds_forward", costs.mean_forward()},
-          {"seconds_backward", costs.mean_backward()},
+          {"seconds_forward_per_iteration", costs.mean_forward()},
+          {"seconds_backward_per_iteration", costs.mean_backward()},
           {"iterations", double(done)},
           {"peak_bytes", double(costs.peak_bytes)},
           {"stored_bytes", double(costs.stored_bytes)},
@@ -255,6 +253,14 @@ int main(int argc, char** argv) {
     options.batch = 64;
     own.width = 16;
     own.validate_every = 5;
+  };
+  spec.check = [&](const Options& options) {
+    if (options.data.empty() && own.set != "bsds300") {  // whose size the stand-in has
+      throw UsageError(fmt::format(
+          "otflow: --set has no data - got '{}' without --data, need its files. Fix: pass --data "
+          "with their folder.",
+          own.set));
+    }
   };
   return run_example(spec, argc, argv, [&](const Options& options) { run(options, own); });
 }

@@ -273,7 +273,8 @@ int main(int argc, char** argv) {
                      .help = "checkpoint of a cnf run; without, a flow is trained here"},
                     {.name = "--batches",
                      .value = &own.batches,
-                     .help = "batches, of whose errors the median is shown"},
+                     .help = "batches, of whose errors the median is shown",
+                     .least = 1},
                     {.name = "--largest", .value = &own.largest, .help = "largest N", .least = 64}};
   spec.quick = [&](Options& options) {
     options.iterations = 20;

@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <span>
 
 #include "examples/support/options.h"
 #include "examples/support/plot.h"
@@ -62,12 +62,27 @@ std::pair<std::vector<double>, std::vector<double>> make_data(Random& random) {
   return {exact, noisy};
 }
 
-void run(const Options& options) {
-  if (options.steps >= points) {
-    throw UsageError(fmt::format(
-        "spiral: --steps {} is longer than the data, need at most {}. Fix: pass fewer steps.",
-        options.steps, points - 1));
+// The largest and the least of every hundredth of the run: a point an iteration would be two bands.
+std::vector<Series> extremes(const std::vector<double>& iterations,
+                             const std::vector<double>& lowest,
+                             const std::vector<double>& highest) {
+  Series largest{.label = "largest", .mark = Mark::steps};
+  Series least{.label = "least", .mark = Mark::steps};
+  const std::size_t n = iterations.size(), window = std::max<std::size_t>(1, n / 100);
+  for (std::size_t first = 0; first < n; first += window) {
+    const std::size_t last = std::min(first + window, n);
+    const auto part = [&](const std::vector<double>& values) {
+      return std::span(values).subspan(first, last - first);
+    };
+    largest.x.push_back(iterations[last - 1]);
+    largest.y.push_back(std::ranges::max(part(highest)));
+    least.x.push_back(iterations[last - 1]);
+    least.y.push_back(std::ranges::min(part(lowest)));
   }
+  return {largest, least};
+}
+
+void run(const Options& options) {
   if (options.threads > 0) {
     set_threads(int(options.threads));
   }
@@ -183,8 +198,7 @@ void run(const Options& options) {
   loss.series = {{.x = iterations, .y = losses}};
   loss.y_axis = Axis::log10;
   Panel scale{.title = "adjoint scale", .x_label = "iteration", .y_label = "exponent e of S = 2^e"};
-  scale.series = {{.label = "largest", .x = iterations, .y = highest},
-                  {.label = "least", .x = iterations, .y = lowest}};
+  scale.series = extremes(iterations, lowest, highest);
   if (write_picture(
           {.title = fmt::format("Spiral, {}, {} scaling", options.precision, options.scaling),
            .panels = {plane, loss, scale},
@@ -196,15 +210,10 @@ void run(const Options& options) {
     Json report = new_report("spiral", options, threads());
     report["loss_first"] = loss_first;
     report["loss_last"] = loss_last;
-    report["seconds_forward"] = costs.seconds_forward;
-    report["seconds_backward"] = costs.seconds_backward;
-    report["peak_bytes"] = costs.peak_bytes;
-    report["stored_state_bytes"] = costs.stored_bytes;
+    add_costs(report, costs);
     report["stored_state_bytes_f32"] = stored_f32;
     report["scale_exponent_min"] = scale_low;
     report["scale_exponent_max"] = scale_high;
-    report["retries"] = costs.retries;
-    report["stage_vjps"] = costs.vjps;
     report["losses"] = losses;
     write_json(options.json, report);
   }
@@ -220,6 +229,7 @@ int main(int argc, char** argv) {
       Flag::iterations, Flag::batch,   Flag::seed,           Flag::threads,          Flag::device,
       Flag::out,        Flag::json,    Flag::resume,         Flag::checkpoint_every, Flag::quick};
   spec.defaults.steps = 9;  // windows of ten points
+  spec.most_steps = points - 1;
   spec.defaults.iterations = 4000;
   spec.defaults.batch = 20;
   spec.quick = [](Options& o) { o.iterations = 200; };

@@ -213,13 +213,18 @@ void picture(const Options& options, const std::string& data, std::vector<Series
 }
 
 Metrics metrics(const Result& r) {
-  return {
-      {"validation_accuracy", r.last.accuracy},    {"validation_loss", r.last.loss},
-      {"best_accuracy", r.best.accuracy},          {"best_loss", r.best.loss},
-      {"test_accuracy", r.test.accuracy},          {"test_loss", r.test.loss},
-      {"seconds_forward", r.costs.mean_forward()}, {"seconds_backward", r.costs.mean_backward()},
-      {"peak_bytes", double(r.costs.peak_bytes)},  {"retries", double(r.costs.retries)},
-      {"skipped_steps", double(r.costs.skipped)},  {"failed", r.failed.empty() ? 0.0 : 1.0}};
+  return {{"validation_accuracy", r.last.accuracy},
+          {"validation_loss", r.last.loss},
+          {"best_accuracy", r.best.accuracy},
+          {"best_loss", r.best.loss},
+          {"test_accuracy", r.test.accuracy},
+          {"test_loss", r.test.loss},
+          {"seconds_forward_per_iteration", r.costs.mean_forward()},
+          {"seconds_backward_per_iteration", r.costs.mean_backward()},
+          {"peak_bytes", double(r.costs.peak_bytes)},
+          {"retries", double(r.costs.retries)},
+          {"skipped_steps", double(r.costs.skipped)},
+          {"failed", r.failed.empty() ? 0.0 : 1.0}};
 }
 
 void sweep(const Options& options, const Data& data) {
@@ -240,9 +245,11 @@ void sweep(const Options& options, const Data& data) {
     for (const SweepRow& row : table.rows()) {
       if (row.precision == configuration.precision && row.scaling == configuration.scaling) {
         Costs& costs = known.costs;
-        costs.seconds_forward = row.metric == "seconds_forward" ? row.value : costs.seconds_forward;
-        costs.seconds_backward =
-            row.metric == "seconds_backward" ? row.value : costs.seconds_backward;
+        if (row.metric == "seconds_forward_per_iteration") {
+          costs.seconds_forward = row.value;
+        } else if (row.metric == "seconds_backward_per_iteration") {
+          costs.seconds_backward = row.value;
+        }
       }
     }
     curves.push_back(curve(known, configuration.label()));
@@ -283,12 +290,7 @@ void run(const Options& options) {
     report["data"] = data.name;
     report["loss_first"] = r.first.loss;
     report["loss_last"] = r.last.loss;
-    report["seconds_forward"] = r.costs.seconds_forward;
-    report["seconds_backward"] = r.costs.seconds_backward;
-    report["peak_bytes"] = r.costs.peak_bytes;
-    report["stored_state_bytes"] = r.costs.stored_bytes;
-    report["retries"] = r.costs.retries;
-    report["stage_vjps"] = r.costs.vjps;
+    add_costs(report, r.costs);
     report["skipped_steps"] = r.costs.skipped;
     report["accuracy_first"] = r.first.accuracy;
     report["accuracy_last"] = r.last.accuracy;
@@ -330,6 +332,13 @@ int main(int argc, char** argv) {
     width = 4;
     side = 16;
     image_count = 200;
+  };
+  spec.check = [](const Options&) {
+    if (side % 4 != 0) {  // halved twice
+      throw UsageError(fmt::format(
+          "stl10: --side is no multiple of 4 - got '{}', need one from 8 on. Fix: pass --side {}.",
+          side, side + 4 - side % 4));
+    }
   };
   return run_example(spec, argc, argv, run);
 }

@@ -1,20 +1,20 @@
 #include "examples/support/options.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <memory>
+#include <new>
+#include <stdexcept>
 
+#include "examples/support/output_folders.h"
 #include "examples/support/run_folder.h"
 
 namespace halftape::examples {
@@ -101,6 +101,9 @@ class Parser {
       }
     }
     options_.example = spec_.example;
+    if (spec_.check) {
+      spec_.check(options_);
+    }
     for (const auto& slot : slots_) {
       if (decides_numbers(*slot)) {
         options_.config.push_back({slot->name.substr(2), slot->value(), slot->quoted});
@@ -190,7 +193,7 @@ class Parser {
   }
 
   template <class T>
-  void add_number(const std::string& name, const std::string& help, T* value, T least,
+  void add_number(const std::string& name, const std::string& help, T* value, T least, T most,
                   const std::string& default_text = "") {
     const T fallback = *value;
     const std::string shown = default_text.empty() ? fmt::format("{}", fallback) : default_text;
@@ -201,25 +204,23 @@ class Parser {
       const char* end = text.data() + text.size();
       const auto [stop, error] = std::from_chars(text.data(), end, parsed);
       const char* kind = std::is_integral_v<T> ? "whole number" : "number";
-      const std::string bound = std::is_signed_v<T> && least == std::numeric_limits<T>::lowest()
-                                    ? std::string()
-                                    : fmt::format(" of at least {}", least);
       // A minus sign makes an unsigned number unreadable, but the reason is its range.
       const bool negative = std::is_unsigned_v<T> && text.size() > 1 && text[0] == '-' &&
                             text.find_first_not_of("0123456789", 1) == std::string::npos;
       const bool read = error == std::errc() && stop == end && std::isfinite(double(parsed));
-      if (read && parsed >= least) {
+      if (read && parsed >= least && parsed <= most) {
         *value = parsed;
         return;
       }
+      const bool beyond = error == std::errc::result_out_of_range && stop == end;
       std::string what = fmt::format("{} is not a {}", name, kind);
-      if (read || negative) {
+      if ((read && parsed < least) || negative || (beyond && text[0] == '-')) {
         what = name + " is too small";
-      } else if (error == std::errc::result_out_of_range && stop == end) {
+      } else if (read || beyond) {
         what = name + " is too large";
       }
-      throw UsageError(fmt::format("{}: {} - got '{}', need a {}{}. Fix: {}.", spec_.example, what,
-                                   text, kind, bound, fix));
+      throw UsageError(fmt::format("{}: {} - got '{}', need a {} from {} to {}. Fix: {}.",
+                                   spec_.example, what, text, kind, least, most, fix));
     };
     add(name, help, "N", shown, accept, [=] { return fmt::format("{}", *value); });
   }
@@ -237,8 +238,8 @@ class Parser {
   }
 
   void add_common(Flag flag) {
-    constexpr auto any = std::numeric_limits<std::int64_t>::lowest();
-    const std::int64_t one = 1;
+    constexpr std::int64_t one = 1, most = std::numeric_limits<std::int32_t>::max();
+    constexpr std::int64_t exponent = 126, threads = 1024;  // exponent: odeint's
     Options& o = options_;
     switch (flag) {
       case Flag::precision:
@@ -248,19 +249,20 @@ class Parser {
         return add_choice("--scaling", "scaling of the adjoint", &o.scaling, spec_.scalings);
       case Flag::scale_exponent:
         return add_number("--scale-exponent", "e of the scale 2^e where it is fixed",
-                          &o.scale_exponent, any);
+                          &o.scale_exponent, -exponent, exponent);
       case Flag::method:
         return add_choice("--method", "Runge-Kutta method", &o.method, spec_.methods);
       case Flag::steps:
-        return add_number("--steps", "time steps of one solve", &o.steps, one);
+        return add_number("--steps", "time steps of one solve", &o.steps, one, spec_.most_steps);
       case Flag::iterations:
-        return add_number("--iterations", "optimiser steps", &o.iterations, one);
+        return add_number("--iterations", "optimiser steps", &o.iterations, one, most);
       case Flag::batch:
-        return add_number("--batch", "samples in a batch", &o.batch, one);
+        return add_number("--batch", "samples in a batch", &o.batch, one, most);
       case Flag::seed:
-        return add_number("--seed", "seed of the random numbers", &o.seed, std::uint64_t{0});
+        return add_number("--seed", "seed of the random numbers", &o.seed, std::uint64_t{0},
+                          std::numeric_limits<std::uint64_t>::max());
       case Flag::threads:
-        return add_number("--threads", "CPU threads", &o.threads, one,
+        return add_number("--threads", "CPU threads", &o.threads, one, threads,
                           o.threads == 0 ? "all cores" : "");
       case Flag::device:
         return add_choice("--device", "where to compute", &o.device, spec_.devices);
@@ -274,7 +276,7 @@ class Parser {
                         &o.resume);
       case Flag::checkpoint_every:
         return add_number("--checkpoint-every", "iterations between checkpoints",
-                          &o.checkpoint_every, one,
+                          &o.checkpoint_every, one, most,
                           o.checkpoint_every == 0 ? "a twentieth of the run" : "");
       case Flag::data:
         return add_path("--data", "folder or file of the data set", "PATH", &o.data);
@@ -288,9 +290,9 @@ class Parser {
 
   void add_own(const OwnFlag& own) {
     if (auto* const* integer = std::get_if<std::int64_t*>(&own.value)) {
-      add_number(own.name, own.help, *integer, static_cast<std::int64_t>(own.least));
+      add_number(own.name, own.help, *integer, std::int64_t(own.least), std::int64_t(own.most));
     } else if (auto* const* real = std::get_if<double*>(&own.value)) {
-      add_number(own.name, own.help, *real, own.least);
+      add_number(own.name, own.help, *real, own.least, own.most);
     } else if (own.choices.empty()) {
       add_path(own.name, own.help, "TEXT", std::get<std::string*>(own.value));
     } else {
@@ -315,94 +317,25 @@ class Parser {
   std::vector<std::unique_ptr<Slot>> slots_;
 };
 
-// "" when a folder exists or can be created there, otherwise the system's reason.
-std::string why_not_writable(fs::path folder) {
-  folder = fs::absolute(folder);
-  std::error_code error;
-  while (!fs::exists(folder, error)) {
-    if (error) {
-      return error.message();
-    }
-    folder = folder.parent_path();
+// Where an allocation failed that is no tensor's: those have MemoryError's text.
+std::string out_of_memory(const OptionSpec& spec, const Options& options) {
+  std::vector<std::string> names, values;
+  const auto add = [&](const std::string& name, std::int64_t value) {
+    names.push_back(name);
+    values.push_back(fmt::format("{} {}", name, value));
+  };
+  if (std::find(spec.flags.begin(), spec.flags.end(), Flag::batch) != spec.flags.end()) {
+    add("--batch", options.batch);
   }
-  if (!fs::is_directory(folder)) {
-    return std::strerror(ENOTDIR);
-  }
-  return access(folder.c_str(), W_OK | X_OK) == 0 ? "" : std::strerror(errno);
-}
-
-// Folders made for this run; removed again unless every output can be written.
-class NewFolders {
- public:
-  ~NewFolders() {
-    std::error_code error;
-    for (auto folder = created_.rbegin(); folder != created_.rend(); ++folder) {
-      fs::remove(*folder, error);
+  for (const OwnFlag& own : spec.own_flags) {
+    if (own.name == "--width") {
+      add(own.name, *std::get<std::int64_t*>(own.value));
     }
   }
-
-  void keep() { created_.clear(); }
-
-  // Creates the folder and shows that a file can be made in it: access() says yes to root where
-  // the file system says no. "" or the system's reason.
-  std::string create(const fs::path& folder) {
-    std::error_code error;
-    std::vector<fs::path> missing;
-    for (fs::path p = fs::absolute(folder).lexically_normal(); !fs::exists(p, error);
-         p = p.parent_path()) {
-      missing.push_back(p);
-    }
-    for (auto p = missing.rbegin(); p != missing.rend(); ++p) {
-      if (p->has_filename() && fs::create_directory(*p, error)) {
-        created_.push_back(*p);
-      } else if (error) {
-        return error.message();
-      }
-    }
-    std::string probe = (folder / ".halftape-XXXXXX").string();
-    const int file = mkstemp(probe.data());
-    if (file < 0) {
-      return std::strerror(errno);
-    }
-    close(file);
-    unlink(probe.c_str());
-    return "";
-  }
-
- private:
-  std::vector<fs::path> created_;
-};
-
-void prepare_outputs(const OptionSpec& spec, const Options& options, bool uses_out) {
-  NewFolders folders;
-  std::string reason;
-  if (uses_out) {
-    reason = why_not_writable(options.out);
-    reason = reason.empty() ? folders.create(options.out) : reason;
-    if (!reason.empty()) {
-      throw UsageError(fmt::format(
-          "{}: the output folder cannot be written - got '{}' ({}), need a folder this user may "
-          "write. Fix: pass --out with another folder.",
-          spec.example, options.out, reason));
-    }
-  }
-  if (!options.json.empty()) {
-    const fs::path file = options.json;
-    const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
-    reason = why_not_writable(folder);
-    std::error_code error;
-    if (reason.empty() && (fs::is_directory(file, error) || !file.has_filename())) {
-      reason = std::strerror(EISDIR);
-    }
-    reason = reason.empty() ? folders.create(folder) : reason;
-    if (!reason.empty()) {
-      throw UsageError(fmt::format(
-          "{}: the JSON file cannot be written - got '{}' ({}), need a file in a folder this user "
-          "may write. Fix: pass --json with another path.",
-          spec.example, options.json, reason));
-    }
-  }
-  folders.keep();
+  return fmt::format(
+      "{}: out of memory - got {}, need what this machine can hold. Fix: pass a smaller {}.",
+      spec.example, values.empty() ? "this size" : fmt::format("{}", fmt::join(values, ", ")),
+      names.empty() ? "size" : fmt::format("{}", fmt::join(names, " or ")));
 }
 
 }  // namespace
@@ -410,29 +343,34 @@ void prepare_outputs(const OptionSpec& spec, const Options& options, bool uses_o
 Options parse_options(const OptionSpec& spec, const std::vector<std::string>& arguments) {
   Parser parser(spec);
   Options options = parser.parse(arguments);
-  prepare_outputs(spec, options, parser.has(Flag::out));
+  prepare_outputs(options, parser.has(Flag::out));
   return options;
 }
 
 int run_example(const OptionSpec& spec, int argc, char** argv,
                 const std::function<void(const Options&)>& body) {
-  Options options;
+  Options options = spec.defaults;
+  std::string text;
+  int code = 1;
   try {
     options = parse_options(spec, {argv + 1, argv + argc});
+    body(options);
+    return 0;
   } catch (const HelpRequest& help) {
     std::fputs(help.what(), stdout);
     return 0;
+  } catch (const UsageError& error) {
+    text = error.what();
+    code = 2;
+  } catch (const std::bad_alloc&) {
+    text = out_of_memory(spec, options);
+  } catch (const std::length_error&) {  // more elements than a vector can have
+    text = out_of_memory(spec, options);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 2;
+    text = error.what();
   }
-  try {
-    body(options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-  return 0;
+  std::fprintf(stderr, "%s\n", text.c_str());
+  return code;
 }
 
 }  // namespace halftape::examples

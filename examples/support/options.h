@@ -66,7 +66,7 @@ struct OwnFlag {
   std::string name = {};  // with its dashes
   std::variant<std::int64_t*, double*, std::string*> value = {};
   std::string help = {};
-  double least = 0;                       // for numbers
+  double least = 0, most = 2147483647;    // for numbers, both included
   std::vector<std::string> choices = {};  // for texts; empty: any text
 };
 
@@ -77,6 +77,9 @@ struct OptionSpec {
   Options defaults = {};
   std::vector<OwnFlag> own_flags = {};
   std::function<void(Options&)> quick = {};  // what --quick makes of the defaults
+  // Throws UsageError where values that are good alone do not go together.
+  std::function<void(const Options&)> check = {};
+  std::int64_t most_steps = 1'000'000'000;  // of --steps, as odeint's
   std::vector<std::string> precisions = {"f64", "f32", "tf32", "f16", "bf16", "e5m2", "e4m3"};
   std::vector<std::string> scalings = {"none", "fixed", "dynamic", "global"};
   std::vector<std::string> methods = {"euler", "midpoint", "heun", "rk4", "rk38", "ssprk3"};
@@ -92,14 +95,14 @@ struct HelpRequest : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Checks every value and that --out and --json can be written, and creates their folders.
+// Checks every value and that --out and --json can be written, and creates the folder of --out.
 // --resume takes all values that decide numbers from the run's config.json: a flag given beside it
 // has to agree, and --out is the run's folder.
 // Throws UsageError or HelpRequest; leaves no new folder behind when it throws.
 Options parse_options(const OptionSpec& spec, const std::vector<std::string>& arguments);
 
-// main() of an example: exit code 0, 2 for a bad command line, 1 for an exception in body.
-// Errors are one line on standard error.
+// main() of an example: exit code 0, 2 for UsageError, 1 for another exception in body. Errors are
+// one line on standard error.
 int run_example(const OptionSpec& spec, int argc, char** argv,
                 const std::function<void(const Options&)>& body);
 

@@ -13,6 +13,7 @@
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
+#include <tuple>
 
 extern char** environ;
 
@@ -80,28 +81,64 @@ bool append_data(std::string& out, const Panel& panel, const Series& series,
   return any;
 }
 
+// Beyond the palette its colours come again, with other dashes and points.
 std::string style(const Series& series, std::size_t index) {
   const std::string color = !series.color.empty()         ? series.color
                             : series.mark == Mark::arrows ? "#b0b0b0"
                                                           : palette[index % palette.size()];
   const std::string rgb = " lc rgb '" + color + "'";
+  const auto round = int(series.color.empty() ? index / palette.size() % 3 : 0);
+  const std::string point = fmt::format(" pt {} ps 0.6", 7 - 2 * round);  // disc, square, cross
+  const std::string dash = round == 0 ? "" : fmt::format(" dt {}", 2 + round);
   switch (series.mark) {
     case Mark::line:
-      return "lines lw 2" + rgb;
+      return "lines lw 2" + dash + rgb;
     case Mark::dashed:
-      return "lines lw 2 dt 2" + rgb;
+      return fmt::format("lines lw 2 dt {}", 2 + round) + rgb;
     case Mark::points:
-      return "points pt 7 ps 0.6" + rgb;
+      return "points" + point + rgb;
     case Mark::line_points:
-      return "linespoints lw 1.5 pt 7 ps 0.6" + rgb;
+      return "linespoints lw 1.5" + dash + point + rgb;
     case Mark::steps:
-      return "steps lw 2" + rgb;
+      return "steps lw 2" + dash + rgb;
     case Mark::image:
       return "image";
     case Mark::arrows:
       return "vectors filled head size screen 0.008,20,60 lw 1" + rgb;
   }
   return "lines";
+}
+
+// The least of 1, 2, 5, 10, 20, .. times a power of ten that is not below x.
+double rounded_up(double x) {
+  const double power = std::pow(10.0, std::floor(std::log10(x)));
+  for (const double factor : {1.0, 2.0, 5.0}) {
+    if (factor * power >= x) {
+      return factor * power;
+    }
+  }
+  return 10 * power;
+}
+
+// The distance of labels on a linear x axis: wide enough that they do not touch, which gnuplot's
+// own choice, made for a whole window, does not see to in a narrow panel. Empty: gnuplot's.
+std::string label_step(const Panel& panel, int width) {
+  double low = INFINITY, high = -INFINITY;
+  for (const Series& series : panel.series) {
+    for (std::size_t i = 0; i < series.x.size(); ++i) {
+      if (drawable(series.x[i], panel.x_axis) && drawable(series.y[i], panel.y_axis)) {
+        low = std::min(low, series.x[i]);
+        high = std::max(high, series.x[i]);
+      }
+    }
+  }
+  if (panel.x_range) {
+    std::tie(low, high) = *panel.x_range;
+  }
+  if (panel.x_axis != Axis::linear || !(high > low) || !std::isfinite(high - low)) {
+    return "";
+  }
+  return fmt::format(" {:.9g}", rounded_up((high - low) * 70 / width));  // pixels for one label
 }
 
 void append_axis(std::string& out, char axis, Axis kind, const std::string& label,
@@ -132,6 +169,8 @@ std::string draw_commands(const Picture& picture, int rows, int columns,
     out += fmt::format("set title {} noenhanced\n", quoted(panel.title));
     append_axis(out, 'x', panel.x_axis, panel.x_label, panel.x_range);
     append_axis(out, 'y', panel.y_axis, panel.y_label, panel.y_range);
+    const std::string step = label_step(panel, picture.panel_width);
+    out += fmt::format("set xtics{}\n", step.empty() ? " autofreq" : step);
     out += panel.aspect == Aspect::equal ? "set size ratio -1\n" : "set size noratio\n";
     std::vector<std::string> plots;
     std::size_t color = 0;
@@ -249,7 +288,8 @@ std::string gnuplot_script(const Picture& picture, const std::string& name) {
   }
   out +=
       "set border 3 lc rgb '#606060'\nset grid lc rgb '#d8d8d8' lw 1\n"
-      "set tics nomirror out scale 0.5\nset key noenhanced samplen 2 spacing 1.1 below\n"
+      "set tics nomirror out scale 0.5\nset rmargin 4\nset key noenhanced samplen 2 spacing 1.1 "
+      "below\n"
       // White to dark blue, each step darker than the last: readable in grey too.
       "unset colorbox\nset cbrange [0:*]\nset palette defined (0 '#ffffff', 1 '#a6d8f0', 2 "
       "'#3a8fd0', 3 '#14458c', 4 '#061a40')\n";

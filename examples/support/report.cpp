@@ -49,15 +49,22 @@ std::string duration(double seconds) {
 }  // namespace
 
 Json new_report(const std::string& example, const Options& options, std::int64_t threads) {
-  return {{"schema", report_schema},
-          {"example", example},
-          {"device", options.device},
-          {"threads", threads},
-          {"precision", options.precision},
-          {"scaling", options.scaling},
-          {"seed", options.seed},
-          {"steps", options.steps},
-          {"iterations", options.iterations}};
+  Json report{{"schema", report_schema},
+              {"example", example},
+              {"device", options.device},
+              {"threads", threads}};
+  const Json values{{"precision", options.precision},
+                    {"scaling", options.scaling},
+                    {"seed", options.seed},
+                    {"steps", options.steps},
+                    {"iterations", options.iterations}};
+  for (const auto& [name, value] : values.items()) {
+    if (std::any_of(options.config.begin(), options.config.end(),
+                    [&, &key = name](const ConfigEntry& entry) { return entry.name == key; })) {
+      report[name] = value;
+    }
+  }
+  return report;
 }
 
 void write_json(const std::filesystem::path& path, const Json& report) {

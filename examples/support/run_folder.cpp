@@ -103,11 +103,10 @@ std::vector<ConfigEntry> read_config(const fs::path& folder, const std::string& 
 RunFolder::RunFolder(const Options& options, int keep)
     : options_(options), path_(options.out), keep_(keep) {
   if (fs::exists(path_ / "config.json")) {
-    std::vector<ConfigEntry> there;
     std::string difference;
     try {
-      there = read_config(path_, options.example);
-      for (const ConfigEntry& entry : options.config) {
+      const std::vector<ConfigEntry> there = read_config(path_, options.example);
+      for (const ConfigEntry& entry : begun() ? options.config : std::vector<ConfigEntry>()) {
         const auto same = std::find_if(there.begin(), there.end(),
                                        [&](const auto& old) { return old.name == entry.name; });
         if (same == there.end() || same->value != entry.value) {
@@ -128,6 +127,12 @@ RunFolder::RunFolder(const Options& options, int keep)
     }
   }
   write_json(path_ / "config.json", config_json(options));
+}
+
+bool RunFolder::begun() const {
+  std::error_code error;
+  const std::uintmax_t size = fs::file_size(metrics(), error);
+  return !saved().empty() || (!error && size > 0);
 }
 
 std::vector<std::pair<std::int64_t, fs::path>> RunFolder::saved() const {

@@ -35,9 +35,9 @@ std::vector<ConfigEntry> read_config(const std::filesystem::path& folder,
 
 class RunFolder {
  public:
-  // options.out. A folder with a run of other options is refused with UsageError; one with the same
-  // options begins again in start(), unless --resume continues it. Keeps the last `keep`
-  // checkpoints.
+  // options.out. A folder with a run of other options is refused with UsageError, unless that has
+  // neither rows nor checkpoints; one with the same options begins again in start(), unless
+  // --resume continues it. Keeps the last `keep` checkpoints.
   explicit RunFolder(const Options& options, int keep = 3);
 
   const std::filesystem::path& path() const { return path_; }
@@ -62,6 +62,7 @@ class RunFolder {
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   // By iteration, least first.
   std::vector<std::pair<std::int64_t, std::filesystem::path>> saved() const;
+  bool begun() const;  // rows or checkpoints are there
   void keep_rows(std::int64_t iterations);
   void remove_old() const;  // checkpoints but for the last few
 

@@ -60,7 +60,7 @@ Json machine() {
 
 // The line that makes this table again.
 std::string command(const Options& options) {
-  std::string result = options.example + " --sweep";
+  std::string result = options.example + (options.sweep ? " --sweep" : "");
   for (const ConfigEntry& entry : options.config) {
     if (entry.value == "true") {
       result += " --" + entry.name;

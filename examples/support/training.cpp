@@ -119,4 +119,15 @@ void Costs::add(const Iteration& iteration) {
   skipped += iteration.updated ? 0 : 1;
 }
 
+void add_costs(Json& report, const Costs& costs) {
+  report["seconds_forward"] = costs.seconds_forward;
+  report["seconds_backward"] = costs.seconds_backward;
+  report["seconds_forward_per_iteration"] = costs.mean_forward();
+  report["seconds_backward_per_iteration"] = costs.mean_backward();
+  report["peak_bytes"] = costs.peak_bytes;
+  report["stored_state_bytes"] = costs.stored_bytes;
+  report["retries"] = costs.retries;
+  report["stage_vjps"] = costs.vjps;
+}
+
 }  // namespace halftape::examples

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "examples/support/options.h"
+#include "examples/support/report.h"
 #include "halftape/nn/checkpoint.h"
 #include "halftape/nn/loss_scaler.h"
 #include "halftape/nn/optimisers.h"
@@ -33,7 +34,7 @@ struct Iteration {
   int exponent_least = 0, exponent_most = 0;  // of the scales used, the loss scaler's included
 };
 
-// Means over the iterations of a run, and totals.
+// Totals over the iterations of a run.
 struct Costs {
   std::int64_t iterations = 0;
   double seconds_forward = 0, seconds_backward = 0;  // totals
@@ -47,6 +48,10 @@ struct Costs {
     return iterations == 0 ? 0 : seconds_backward / double(iterations);
   }
 };
+
+// seconds_forward and seconds_backward, in total and per iteration, peak_bytes, stored_state_bytes,
+// retries and stage_vjps.
+void add_costs(Json& report, const Costs& costs);
 
 class Training {
  public:

@@ -30,3 +30,12 @@ if(HAS_FILES)
   refuses(--out /proc/no_such_folder --json figures.json)
   refuses(--out pictures --json /proc/no_such_folder/figures.json)
 endif()
+
+# Values that only this example refuses.
+set(own_spiral --steps 1000)
+set(own_roundoff --batches 0)
+set(own_otflow --set power)
+set(own_stl10 --side 10)
+if(DEFINED own_${name})
+  refuses(${own_${name}} --out pictures --json figures.json)
+endif()

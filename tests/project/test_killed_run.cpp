@@ -1,6 +1,7 @@
-// A real process killed with SIGKILL at random moments and resumed, against one that ran through.
+// Real processes killed with SIGKILL at random moments and resumed, against ones that ran through.
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -9,6 +10,7 @@
 #include <chrono>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <random>
 #include <thread>
 
@@ -21,12 +23,14 @@ namespace fs = std::filesystem;
 using namespace halftape;
 using Clock = std::chrono::steady_clock;
 
-const std::string program = std::string(HALFTAPE_BINARY_DIR) + "/examples/spiral";
+std::string program(const std::string& example) {
+  return std::string(HALFTAPE_BINARY_DIR) + "/examples/" + example;
+}
 
 class Process {
  public:
-  explicit Process(std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin(), program);
+  Process(const std::string& example, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), program(example));
     std::vector<char*> argv;
     for (std::string& argument : arguments) {
       argv.push_back(argument.data());
@@ -39,7 +43,7 @@ class Process {
       const int nowhere = open("/dev/null", O_WRONLY);
       dup2(nowhere, STDOUT_FILENO);
       dup2(nowhere, STDERR_FILENO);
-      execve(program.c_str(), argv.data(), const_cast<char**>(environment));
+      execve(argv[0], argv.data(), const_cast<char**>(environment));
       _exit(127);
     }
     REQUIRE(child_ > 0);
@@ -97,7 +101,7 @@ std::map<std::string, std::string> tensors(const fs::path& path) {
 }
 
 TEST_CASE("a process killed at random moments and resumed ends with the numbers of one run" *
-          doctest::skip(!fs::exists(program))) {
+          doctest::skip(!fs::exists(program("spiral")))) {
   const TestFolder folder("killed_run");
   std::mt19937 random(std::random_device{}());
   const auto below = [&](std::int64_t n) {
@@ -112,7 +116,7 @@ TEST_CASE("a process killed at random moments and resumed ends with the numbers 
           "--checkpoint-every", "7"};
     };
     const std::string whole = "whole_" + scaling, cut = "cut_" + scaling;
-    REQUIRE(Process(arguments(whole)).exit_code() == 0);
+    REQUIRE(Process("spiral", arguments(whole)).exit_code() == 0);
     REQUIRE(rows(folder / whole) == 300);
 
     const fs::path out = folder / cut;
@@ -123,7 +127,7 @@ TEST_CASE("a process killed at random moments and resumed ends with the numbers 
         line.insert(line.end(), {"--resume", out.string()});
       }
       resumed += fs::exists(out / "checkpoints") ? 1 : 0;
-      Process process(line);
+      Process process("spiral", line);
       // Every third attempt while it starts; else after some more rows, at any point of an
       // iteration.
       const std::int64_t wanted = attempt % 3 == 0 ? 0 : rows(out) + 1 + below(40);
@@ -139,7 +143,7 @@ TEST_CASE("a process killed at random moments and resumed ends with the numbers 
     CHECK(resumed >= 4);
     std::vector<std::string> line = arguments(cut);
     line.insert(line.end(), {"--resume", out.string()});
-    REQUIRE(Process(line).exit_code() == 0);
+    REQUIRE(Process("spiral", line).exit_code() == 0);
     CHECK(content_of(out / "metrics.csv") == content_of(folder / whole / "metrics.csv"));
     std::vector<std::string> names[2];
     for (const auto& run : {cut, whole}) {
@@ -158,6 +162,58 @@ TEST_CASE("a process killed at random moments and resumed ends with the numbers 
     const std::string counted(reinterpret_cast<const char*>(&clean), sizeof clean);
     REQUIRE(b.contains("loss_scaler/clean_steps"));
     CHECK(b.at("loss_scaler/clean_steps") == counted);
+  }
+}
+
+// The iteration of the last checkpoint, 0 without one.
+std::int64_t saved(const fs::path& out) {
+  std::int64_t last = 0;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(out / "checkpoints", error)) {
+    if (entry.path().extension() == ".safetensors") {
+      last = std::max<std::int64_t>(last, std::stoll(entry.path().stem().string()));
+    }
+  }
+  return last;
+}
+
+TEST_CASE("an image net and a flow, killed twice and resumed, end with the numbers of one run" *
+          doctest::skip(!fs::exists(program("stl10")) || !fs::exists(program("otflow")))) {
+  const TestFolder folder("killed_examples");
+  std::mt19937 random(std::random_device{}());
+  for (const auto& [example, iterations] : {std::pair{"stl10", 12}, std::pair{"otflow", 10}}) {
+    CAPTURE(example);
+    const auto run = [&, example = example](const fs::path& out, bool resume) {
+      std::vector<std::string> line{"--quick", "--threads", "1",         "--checkpoint-every",
+                                    "1",       "--out",     out.string()};
+      if (resume) {
+        line.insert(line.end(), {"--resume", out.string()});
+      }
+      return std::make_unique<Process>(example, line);
+    };
+    const fs::path whole = folder / (std::string(example) + "_whole");
+    const fs::path cut = folder / (std::string(example) + "_cut");
+    REQUIRE(run(whole, false)->exit_code() == 0);
+    for (const std::int64_t wanted : {3, 7}) {  // within the run's first and its second half
+      const auto process = run(cut, wanted != 3);
+      const auto patience = Clock::now() + std::chrono::seconds(120);
+      while (process->running() && saved(cut) < wanted && Clock::now() < patience) {
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      }
+      std::this_thread::sleep_for(
+          std::chrono::microseconds(std::uniform_int_distribution<int>(0, 5000)(random)));
+      CHECK(process->kill());
+      CHECK(saved(cut) >= wanted);
+      CHECK(saved(cut) < iterations);
+    }
+    REQUIRE(run(cut, true)->exit_code() == 0);
+    const std::string metrics = content_of(whole / "metrics.csv");
+    CHECK(std::count(metrics.begin(), metrics.end(), '\n') >= 3);
+    CHECK(content_of(cut / "metrics.csv") == metrics);
+    const std::string last = fmt::format("checkpoints/{:06}.safetensors", iterations);
+    const auto a = tensors(whole / last), b = tensors(cut / last);
+    CHECK(a.size() > 10);
+    CHECK(a == b);
   }
 }
 

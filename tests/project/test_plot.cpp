@@ -1,6 +1,7 @@
 #include "examples/support/plot.h"
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -8,6 +9,8 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <set>
+#include <string>
 
 namespace {
 
@@ -64,6 +67,40 @@ TEST_CASE("a picture is a gnuplot script with its data, gaps where a point canno
   CHECK(script.find("set title 'it''s' noenhanced") != std::string::npos);
   CHECK(script.find("set logscale y 10") != std::string::npos);
   CHECK(script.find("prefix.'p.svg'") != std::string::npos);
+}
+
+TEST_CASE("curves beyond the palette are told apart by dashes and points") {
+  Panel panel;
+  for (int i = 0; i < 15; ++i) {
+    panel.series.push_back({.label = std::to_string(i),
+                            .x = {0, 1},
+                            .y = {0, 1},
+                            .mark = i % 2 == 0 ? Mark::line : Mark::line_points});
+  }
+  const std::string script = gnuplot_script({.panels = {panel}}, "p");
+  std::set<std::string> styles;
+  for (int i = 0; i < 15; ++i) {
+    const std::string plot = fmt::format("$data_0_{} using 1:2 with ", i);
+    const std::size_t at = script.find(plot) + plot.size();
+    styles.insert(script.substr(at, script.find(" title", at) - at));
+  }
+  CHECK(styles.size() == 15);
+  CHECK(styles.contains("lines lw 2 lc rgb '#0072b2'"));
+  CHECK(styles.contains("linespoints lw 1.5 dt 3 pt 5 ps 0.6 lc rgb '#0072b2'"));
+  CHECK(styles.contains("lines lw 2 dt 4 lc rgb '#0072b2'"));
+}
+
+TEST_CASE("labels of the x axis have 70 pixels each") {
+  Panel panel{.series = {{.x = {0, 2000, 1e9}, .y = {1, 2, std::nan("")}}}};
+  const auto script = [&](int width) {
+    return gnuplot_script({.panels = {panel}, .panel_width = width}, "p");
+  };
+  CHECK(script(400).find("set xtics 500\n") != std::string::npos);
+  CHECK(script(700).find("set xtics 200\n") != std::string::npos);
+  panel.x_range = std::pair(-4.0, 4.0);
+  CHECK(script(300).find("set xtics 2\n") != std::string::npos);
+  panel.x_axis = Axis::log10;
+  CHECK(script(300).find("set xtics autofreq\n") != std::string::npos);
 }
 
 TEST_CASE("columns of different length are refused before gnuplot sees them") {

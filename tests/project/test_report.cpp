@@ -40,6 +40,27 @@ TEST_CASE("JSON keeps every digit of a double and names what is not finite") {
   fs::remove_all(folder);
 }
 
+TEST_CASE("a report has the device, the threads and the flags of its example alone") {
+  Options options;
+  options.steps = 7;
+  options.iterations = 9;
+  CHECK(new_report("tour", options, 2) ==
+        Json{{"schema", 1}, {"example", "tour"}, {"device", "cpu"}, {"threads", 2}});
+  options.config = {{"steps", "7"}, {"noise", "1"}};
+  CHECK(new_report("tour", options, 2) ==
+        Json{{"schema", 1}, {"example", "tour"}, {"device", "cpu"}, {"threads", 2}, {"steps", 7}});
+  options.config = {{"precision", "f16", true},
+                    {"scaling", "dynamic", true},
+                    {"seed", "0"},
+                    {"steps", "7"},
+                    {"iterations", "9"}};
+  const Json report = new_report("tour", options, 2);
+  CHECK(report["precision"] == "f16");
+  CHECK(report["scaling"] == "dynamic");
+  CHECK(report["seed"] == 0);
+  CHECK(report["iterations"] == 9);
+}
+
 TEST_CASE("a JSON file is replaced whole or not touched, and no temporary file stays") {
   fs::remove_all(folder);
   write_json(folder / "r.json", {{"run", 1}});

@@ -29,7 +29,7 @@ struct Orbit {
     spec.defaults.iterations = 12;
     noise = 0.1;
     shape = "round";
-    spec.own_flags = {{"--noise", &noise, "noise", 0, {}}, {"--shape", &shape, "shape", 0, {}}};
+    spec.own_flags = {{"--noise", &noise, "noise"}, {"--shape", &shape, "shape"}};
     spec.quick = [this](Options& o) {
       o.iterations = 4;
       noise = 0.5;
@@ -138,6 +138,28 @@ TEST_CASE("the same options without --resume begin again; other options are refu
             "options. Fix: pass another --out, or remove the folder.");
   CHECK(orbit.refusal({"--quick"}).find("--iterations is 12 there, 4 here") != std::string::npos);
   std::ofstream(folder / "orbit" / "config.json") << "{";
+  CHECK(orbit.refusal({}).find("(its config.json is none of these)") != std::string::npos);
+}
+
+TEST_CASE("a run that was refused before its first row does not keep its folder") {
+  const TestFolder folder("run_folder");
+  Orbit orbit{folder};
+  train(orbit.parse({"--noise", "0.5"}), 0);
+  const fs::path config = folder / "orbit" / "config.json";
+  REQUIRE(content_of(config).find("\"noise\": 0.5") != std::string::npos);
+  REQUIRE(fs::exists(folder / "orbit" / "metrics.csv"));  // empty
+  CHECK(orbit.refusal({"--noise", "0.25"}) == "accepted");
+  CHECK(content_of(config).find("\"noise\": 0.25") != std::string::npos);
+  // With a row it is a run again, and with a checkpoint alone.
+  train(orbit.parse({"--noise", "0.25"}), 1);
+  CHECK(orbit.refusal({"--noise", "0.5"}).find("--noise is 0.25 there, 0.5 here") !=
+        std::string::npos);
+  fs::remove(folder / "orbit" / "metrics.csv");
+  CHECK(orbit.refusal({"--noise", "0.5"}).find("--noise is 0.25 there, 0.5 here") !=
+        std::string::npos);
+  fs::remove_all(folder / "orbit" / "checkpoints");
+  // A config.json that no run of this example wrote is not overwritten.
+  std::ofstream(config) << "{}";
   CHECK(orbit.refusal({}).find("(its config.json is none of these)") != std::string::npos);
 }
 

@@ -21,7 +21,7 @@ Options options_for(const TestFolder& folder, std::vector<std::string> arguments
                 Flag::sweep,     Flag::quick,   Flag::json,       Flag::resume};
   static std::string density;
   density = "2spirals";
-  spec.own_flags = {{"--density", &density, "density", 0, {}}};
+  spec.own_flags = {{"--density", &density, "density"}};
   spec.defaults.out = (folder / "cnf").string();
   arguments.push_back("--sweep");
   return parse_options(spec, arguments);
@@ -79,6 +79,15 @@ TEST_CASE("a sweep that is killed continues with the configurations that are mis
         "| cnf | 8gaussians | tf32 | 1.714 | 12 |\n");
 }
 
+TEST_CASE("the command of a table that needs no --sweep has none") {
+  const TestFolder folder("sweep");
+  Options options = options_for(folder);
+  options.sweep = false;
+  SweepTable(options).add("cnf", "x", {"f32", "none"}, {{"loss", 1}});
+  CHECK(Json::parse(content_of(folder / "cnf" / "sweep.json"))["command"] ==
+        "cnf --iterations 100 --density 2spirals");
+}
+
 TEST_CASE("rows of one configuration are replaced, other metrics leave empty cells") {
   const TestFolder folder("sweep");
   constexpr double inf = std::numeric_limits<double>::infinity();
@@ -122,7 +131,12 @@ TEST_CASE("a run of a sweep has its own folder and is resumed where it was begun
   CHECK(one().out == (folder / "cnf" / "8gaussians-f16-global").string());
   CHECK(one().resume.empty());
   CHECK(!one().sweep);
-  { const RunFolder begun(one()); }
+  {
+    Checkpoint nothing;
+    RunFolder begun(one());
+    begun.start(nothing);
+    begun.log(1, {{"loss", 1}});
+  }
   CHECK(one().resume == one().out);
   const RunFolder again(one());
   // The same run from the command line.

@@ -149,6 +149,7 @@ def draw(folder, name, title, axes, series):
         "set border 3 linecolor rgb '#606060'",
         "set grid linecolor rgb '#d8d8d8'",
         "set tics nomirror out",
+        "set rmargin 5",  # room for half of the last label
         "set key noenhanced left top",
         "set format y '%g'",
         f"set title '{title}'",

@@ -176,6 +176,7 @@ class Run:
         self.arguments, self.folder = arguments, folder
         self.log = open(folder / "workers.log", "w")
         self.versions, self.failures, self.agreement = {}, [], []
+        self.commit = commit()  # before results are written
         self.cases, self.exact = {}, {}
 
     def say(self, text):
@@ -460,7 +461,7 @@ def main():
                 "machine": machine() | {"load_at_start": load},
                 "versions": run.versions
                 | {
-                    "halftape": f"{run.versions['halftape']} ({commit()})",
+                    "halftape": f"{run.versions['halftape']} ({run.commit})",
                     "python": platform.python_version(),
                 },
                 "ceilings": list(ceilings.values()),

@@ -209,7 +209,7 @@ struct Layer {
         c[i][v] = V(0);
       }
     }
-    if constexpr (is_pullback) {
+    if constexpr (is_pullback && !narrow) {
 #pragma GCC unroll 4
       for (std::int64_t s = 0; s < others; ++s) {
         load_vectors(t.z + s * t.z_stride + lane, z[s]);

@@ -132,7 +132,7 @@ Derivative differentiate(const Program& program, std::span<const ValueId> output
 }
 
 void remove_dead_code(Program& program, std::span<const ValueId> keep) {
-  std::vector<char> needed(program.values.size());
+  std::vector<char> needed(program.values.size());  // bytes: faster than bits
   for (const ValueId id : keep) {
     needed[std::size_t(id)] = true;
   }

@@ -27,12 +27,6 @@ std::int32_t TileDraft::add_index(const std::vector<std::int32_t>& index) {
   return found->second;
 }
 
-namespace {
-
-bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
-
-}  // namespace
-
 void TileDraft::remove_dead() {
   TilePlan& plan = plan_;
   std::vector<bool> needed(storages_.size());

@@ -11,6 +11,8 @@
 
 namespace halftape {
 
+inline bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
+
 class TileDraft {
  public:
   struct Storage {
@@ -57,7 +59,7 @@ class TileDraft {
   template <class F>
   static void for_each_operand(TileInstruction& i, F&& f) {  // by row
     for (int k = 0; k < i.operands; ++k) {
-      if (i.in[std::size_t(k)].ref.space == TileSpace::scratch) {
+      if (is_rows(i.in[std::size_t(k)].ref)) {
         f(i.in[std::size_t(k)]);
       }
     }

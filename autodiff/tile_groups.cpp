@@ -7,8 +7,6 @@
 namespace halftape {
 namespace {
 
-bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
-
 constexpr std::int32_t most_narrow = 8;  // numbers a row that a product has beside a panel's
 
 }  // namespace

@@ -10,8 +10,6 @@ namespace {
 
 constexpr std::int32_t least_elements = 1024;  // of a value by row that is worth the trouble
 
-bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
-
 // Products over several matrices, whose number is the number of shares.
 bool is_product(const TileInstruction& i) {
   return (i.kind == TileInstruction::Kind::gemm || i.kind == TileInstruction::Kind::outer) &&
@@ -132,7 +130,9 @@ void TileDraft::split_late() {
     for (TileInstruction& i : *list) {
       for_each_operand(i, [&](TileOperand& x) {
         read[std::size_t(x.ref.offset)] = true;
-        read_back[std::size_t(x.ref.offset)] = list == &plan.backward;
+        if (list == &plan.backward) {
+          read_back[std::size_t(x.ref.offset)] = true;
+        }
       });
     }
   }

@@ -6,12 +6,6 @@
 
 namespace halftape {
 
-namespace {
-
-bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
-
-}  // namespace
-
 // A map may write over an operand that nobody reads afterwards.
 void TileDraft::share_in_place() {
   TilePlan& plan = plan_;

@@ -184,10 +184,10 @@ void Worker<T>::expect_sums(int i, int s, double factor, Sums& sums) {
     flush_parameters(sums);
     pending_ = T(factor);
   }
-  // Stages at the same time, one after the other, are added up, too.
   if (v_.times == 0) {
     return;
   }
+  // Stages at the same time, one after the other, are added up, too.
   const std::int64_t time = time_of(i, s);
   if (pending_time_ != time || pending_times_ != T(factor)) {
     flush_times(sums);

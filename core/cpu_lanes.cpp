@@ -26,11 +26,6 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <class T>
-using Full = hn::ScalableTag<T>;
-template <class T>
-constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
-
 #if HWY_TARGET != HWY_SCALAR
 // Four numbers of each of four (N = 1), eight or sixteen rows that are apart by four.
 template <int N>

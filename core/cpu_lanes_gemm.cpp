@@ -21,11 +21,6 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <class T>
-using Full = hn::ScalableTag<T>;
-template <class T>
-constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
-
 // Registers: AVX-512 has 32, so a block of 6 x 4 vectors of sums fits; others have 16.
 constexpr int wide = vector_length<float> >= 16 ? 4 : 2;
 

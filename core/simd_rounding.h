@@ -19,6 +19,11 @@ namespace halftape::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+template <class T>
+using Full = hn::ScalableTag<T>;
+template <class T>
+constexpr std::int64_t vector_length = std::int64_t(hn::MaxLanes(Full<T>()));
+
 // On the scalar baseline nothing is rounded in registers.
 template <class T>
 constexpr bool can_round = HWY_TARGET != HWY_SCALAR&& std::is_same_v<T, float>;

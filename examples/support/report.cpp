@@ -59,10 +59,9 @@ Json new_report(const std::string& example, const Options& options, std::int64_t
                     {"steps", options.steps},
                     {"iterations", options.iterations}};
   for (const auto& [name, value] : values.items()) {
-    if (std::any_of(options.config.begin(), options.config.end(),
-                    [&, &key = name](const ConfigEntry& entry) { return entry.name == key; })) {
-      report[name] = value;
-    }
+    const bool has = std::any_of(options.config.begin(), options.config.end(),
+                                 [&key = name](const ConfigEntry& e) { return e.name == key; });
+    report[name] = has ? value : Json();
   }
   return report;
 }

@@ -16,9 +16,8 @@ using Json = nlohmann::ordered_json;  // keys stay in the order written
 
 inline constexpr int report_schema = 1;
 
-// schema, example, device and threads (the number really used), and of precision, scaling, seed,
-// steps and iterations those that options.config has: an example's own flags. The example adds its
-// results.
+// schema, example, device and threads (the number really used), precision, scaling, seed, steps and
+// iterations; null where the example has no such flag. The example adds its results.
 Json new_report(const std::string& example, const Options& options, std::int64_t threads);
 
 // Writes the whole file or none of it (core/file.h). Non-finite numbers become the strings "nan",

@@ -54,11 +54,14 @@ void TileDraft::remove_dead() {
 // A map that reads a broadcast, slice or transpose reads its source instead, by index.
 void TileDraft::fold_copies() {
   TilePlan& plan = plan_;
+  const std::vector<DType> dtypes = held_dtypes();
   std::map<int, const TileInstruction*> copies;  // by the storage written
   const auto foldable = [&](const TileInstruction& i) {
     bool good = i.kind == TileInstruction::Kind::copy && i.in_first == 0 && i.out_first == 0 &&
                 i.count == storage(i.out).elements && !storage(i.out).pinned;
-    good = good && wider(i.dtype, arithmetic_) == i.dtype;  // it rounds nothing
+    const TileRef& from = i.in[0].ref;  // it rounds nothing:
+    const DType dtype = is_rows(from) ? dtypes[std::size_t(from.offset)] : arithmetic_;
+    good = good && (dtype == DType::boolean || holds_all(i.dtype, dtype));
     for (int e = 0; good && i.in[0].index >= 0 && e < i.count; ++e) {
       good = plan.index[std::size_t(i.in[0].index + e)] >= 0;
     }
@@ -151,6 +154,15 @@ void TileDraft::sink_sums(std::vector<TileInstruction>& list) {
   list = std::move(result);
 }
 
+// The parts of the lists that run one after the other, some of them without the others.
+std::array<std::span<TileInstruction>, 5> TileDraft::parts() {
+  const std::span<TileInstruction> forward = plan_.forward, backward = plan_.backward;
+  const auto late = std::size_t(plan_.late), vjp = std::size_t(plan_.first_vjp),
+             sum = std::size_t(plan_.first_sum);
+  return {forward.first(late), forward.subspan(late), backward.first(vjp),
+          backward.subspan(vjp, sum - vjp), backward.subspan(sum)};
+}
+
 void TileDraft::finish() {
   TilePlan& plan = plan_;
   fold_copies();
@@ -175,15 +187,11 @@ void TileDraft::finish() {
   sum_products(plan.backward);
   split_late();
   repeat_maps();
-  const std::span<TileInstruction> forward = plan.forward, backward = plan.backward;
-  form_panels(forward.first(std::size_t(plan.late)));
-  form_panels(forward.subspan(std::size_t(plan.late)));
-  form_panels(backward.first(std::size_t(plan.first_sum)));
-  form_panels(backward.subspan(std::size_t(plan.first_sum)));
-  mark_fused(forward.first(std::size_t(plan.late)));
-  mark_fused(forward.subspan(std::size_t(plan.late)));
-  mark_fused(backward.first(std::size_t(plan.first_sum)));
-  mark_fused(backward.subspan(std::size_t(plan.first_sum)));
+  repeat_wide_maps();
+  for (const std::span<TileInstruction> part : parts()) {
+    form_panels(part);
+    mark_fused(part);
+  }
   mark_local();
   place();
 

@@ -2,6 +2,7 @@
 // to rows are TileSpace::scratch with the number of a storage, until finish() places them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -12,6 +13,15 @@
 namespace halftape {
 
 inline bool is_rows(const TileRef& ref) { return ref.space == TileSpace::scratch; }
+
+// Products over several matrices, whose number is the number of shares.
+inline bool is_product(const TileInstruction& i) {
+  return (i.kind == TileInstruction::Kind::gemm || i.kind == TileInstruction::Kind::outer) &&
+         i.loops.batch > 1;
+}
+
+// Of a value by row that is worth not to be kept, or to be made in panels.
+inline constexpr std::int32_t least_elements = 1024;
 
 class TileDraft {
  public:
@@ -38,15 +48,18 @@ class TileDraft {
   void finish();
 
  private:
+  std::array<std::span<TileInstruction>, 5> parts();
   void remove_dead();
   void fold_copies();
   void fuse_bias();
   void sink_sums(std::vector<TileInstruction>& list);
   void share_in_place();
   void place_kept();
-  void split_late();
+  std::vector<DType> held_dtypes() const;
   void sum_products(std::vector<TileInstruction>& list);
+  void split_late();
   void repeat_maps();
+  void repeat_wide_maps();
   void form_panels(std::span<TileInstruction> list);
   std::size_t form_panels(std::span<TileInstruction> list, std::size_t n);
   bool reads_shares(const TileInstruction& i, int k, std::int32_t parts);

@@ -185,8 +185,8 @@ void TileLowering::add_cast(ValueId x, ValueId y) {
   const DType from = type(x).dtype;
   const DType to = type(y).dtype;
   const Value v = rows_value(x);
-  const bool exact = from == DType::boolean || wider(from, to) == to;
-  if (is_floating(from) && exact && wider(to, request_.arithmetic) == request_.arithmetic) {
+  const bool exact = from == DType::boolean || holds_all(to, from);
+  if (is_floating(from) && exact && holds_all(request_.arithmetic, to)) {
     value(y) = v;  // holds the same numbers
     return;
   }

@@ -49,40 +49,56 @@ void TileDraft::share_in_place() {
   }
 }
 
-// Values that are numbers of a dtype narrower than f32 come first: they are held in it.
-void TileDraft::place_kept() {
-  TilePlan& plan = plan_;
+// What every storage's numbers are numbers of. boolean: of any dtype, as nothing else is written.
+std::vector<DType> TileDraft::held_dtypes() const {
+  const TilePlan& plan = plan_;
   std::vector<DType> dtypes(storages_.size(), DType::boolean);
   const auto holds = [&](const TileRef& ref, DType dtype) {
+    if (!is_rows(ref)) {
+      return;
+    }
     DType& all = dtypes[std::size_t(ref.offset)];
-    all = dtype == DType::boolean || all == dtype ? all
-          : all == DType::boolean                 ? dtype
-                                                  : wider(all, dtype);
+    if (dtype == DType::boolean || all == dtype) {
+      return;
+    }
+    all = all == DType::boolean || holds_all(dtype, all) ? dtype
+          : holds_all(all, dtype)                        ? all
+                                                         : arithmetic_;
   };
-  for (const auto* ports : {&plan.rows_in, &plan.rows_constant}) {
+  for (const auto* ports : {&plan.rows_in, &plan.rows_constant, &plan.seeds}) {
     for (const TilePort& port : *ports) {
       holds(port.ref, port.dtype);
     }
   }
-  for (const TileInstruction& i : plan.forward) {
-    holds(i.out, i.dtype);
-  }
-  const auto is_narrow = [](DType d) {
-    return d == DType::boolean || facts(d).p < facts(DType::f32).p;
-  };
-  DType widest = DType::boolean;
-  for (std::size_t s = 0; s < storages_.size(); ++s) {
-    const bool here = storages_[s].kept && storages_[s].merged_into < 0;
-    if (here && is_narrow(dtypes[s]) && dtypes[s] != DType::boolean) {
-      widest = widest == DType::boolean ? dtypes[s] : wider(widest, dtypes[s]);
+  for (const auto* list : {&plan.forward, &plan.backward}) {
+    for (const TileInstruction& i : *list) {
+      holds(i.out, i.dtype);
     }
   }
-  const bool any_narrow = widest != DType::boolean && is_narrow(widest);
+  return dtypes;
+}
+
+// Values that are numbers of a dtype narrower than f32 come first: they are held in it.
+void TileDraft::place_kept() {
+  TilePlan& plan = plan_;
+  const std::vector<DType> dtypes = held_dtypes();
+  DType widest = DType::boolean;  // of those below f32
+  for (std::size_t s = 0; s < storages_.size(); ++s) {
+    const DType dtype = dtypes[s];
+    if (storages_[s].kept && storages_[s].merged_into < 0 && dtype != DType::boolean &&
+        facts(dtype).p < facts(DType::f32).p) {
+      widest = widest == DType::boolean ? dtype : wider(widest, dtype);
+    }
+  }
+  const bool any_narrow = widest != DType::boolean;
+  const auto is_narrow = [&](DType d) {
+    return any_narrow && (d == DType::boolean || holds_all(widest, d));
+  };
   for (const bool narrow : {true, false}) {
     for (std::size_t s = 0; s < storages_.size(); ++s) {
       Storage& storage = storages_[s];
       if (storage.kept && storage.merged_into < 0 &&
-          (any_narrow && is_narrow(dtypes[s])) == narrow) {
+          is_narrow(dtypes[s]) == narrow) {
         storage.space = TileSpace::kept;
         storage.offset = plan.kept;
         plan.kept += storage.elements;

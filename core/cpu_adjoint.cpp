@@ -134,7 +134,7 @@ bool Worker<T>::pull_back(int i, AdjointScale& scale, Sums& sums) {
     }
     if (v_.narrow_cotangents) {
       expect_sums(i, s, h * factor, sums);
-      run_tile<T>(v_, all_backward().subspan(std::size_t(v_.first_sum)), m_, nullptr);
+      run_backward(v_.first_sum, std::int32_t(v_.backward.size()), nullptr);
     }
   }
   sums.steps[i - stretch_->first] += g;
@@ -173,7 +173,8 @@ bool Worker<T>::cotangents(T scale, T& largest, std::int64_t& underflows) {
     run_tile<T>(v_, v_.backward, m_, nullptr);
     return true;
   }
-  run_tile<T>(v_, all_backward().first(std::size_t(v_.first_sum)), m_, &largest);
+  run_backward(0, v_.first_vjp, nullptr);
+  run_backward(v_.first_vjp, v_.first_sum, &largest);
   return std::isfinite(largest);
 }
 

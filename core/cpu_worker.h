@@ -148,7 +148,10 @@ class Worker {
 
   bool pull_back(int i, AdjointScale& scale, Sums& sums);
 
-  std::span<const TileInstruction> all_backward() const { return v_.backward; }
+  void run_backward(std::int32_t first, std::int32_t last, T* largest) {
+    const std::span<const TileInstruction> all = v_.backward;
+    run_tile<T>(v_, all.subspan(std::size_t(first), std::size_t(last - first)), m_, largest);
+  }
 
   // Seeds, and the reverse sweep of the stage entered. False when a cotangent overflowed.
   bool cotangents(T scale, T& largest, std::int64_t& underflows);

@@ -79,6 +79,13 @@ constexpr DType wider(DType a, DType b) {
   return x.p != y.p ? (x.p > y.p ? a : b) : (x.emax >= y.emax ? a : b);
 }
 
+// Is every number of floating dtype `part` one of `whole`?
+constexpr bool holds_all(DType whole, DType part) {
+  const auto& x = facts(whole);
+  const auto& y = facts(part);
+  return x.p >= y.p && x.emax >= y.emax && x.min_subnormal <= y.min_subnormal;
+}
+
 // The type that arithmetic on `dtype` runs in: f64 for f64, f32 for every narrower format.
 constexpr DType arithmetic_dtype(DType dtype) {
   return dtype == DType::f64 ? DType::f64 : DType::f32;

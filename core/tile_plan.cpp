@@ -115,11 +115,18 @@ std::string print(const TilePlan& plan, int lanes) {
   for (const auto& [name, list] :
        {std::pair("forward", &plan.forward), std::pair("backward", &plan.backward)}) {
     result += fmt::format("{}: {} FLOPs a row\n", name, flops_per_row(*list));
-    for (const TileInstruction& i : *list) {
-      if (list == &plan.forward && &i - list->data() == plan.late) {
+    const bool forward = list == &plan.forward;
+    for (std::int32_t n = 0; n < std::int32_t(list->size()); ++n) {
+      if (forward && n == plan.late) {
         result += "  late, not before a pullback:\n";
       }
-      result += text(i);
+      if (!forward && n == plan.first_vjp && n > 0) {
+        result += "  cotangents, done again where they overflow:\n";
+      }
+      if (!forward && n == plan.first_sum && n > 0) {
+        result += "  sums over rows:\n";
+      }
+      result += text((*list)[std::size_t(n)]);
     }
   }
   return result;

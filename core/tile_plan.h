@@ -112,9 +112,11 @@ struct TilePlan {
   // backward pass evaluates stages without them: the backward list makes what it needs of their
   // values, and these slopes.
   std::int32_t late = 0;
-  // Where cotangents can overflow, sums over rows come last, from backward[first_sum] on: a VJP
-  // done again has nothing to undo.
-  std::int32_t first_sum = 0;
+  // Where cotangents can overflow, the backward list has three parts: what it makes of late slopes;
+  // from backward[first_vjp] on cotangents, whose magnitudes are looked at; from backward[first_sum]
+  // on sums over rows, so that a VJP done again has nothing to undo. Elsewhere there is one, and
+  // both are 0.
+  std::int32_t first_vjp = 0, first_sum = 0;
 };
 
 // Lanes an accumulator by lane has, and the unit in which rows are padded: one 64-byte vector of

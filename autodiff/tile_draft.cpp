@@ -96,6 +96,44 @@ void TileDraft::fold_copies() {
   }
 }
 
+// What makes a value that only a cast reads rounds it itself.
+void TileDraft::fold_casts() {
+  using Kind = TileInstruction::Kind;
+  std::vector<int> uses(storages_.size()), writers(storages_.size());
+  for (auto* list : {&plan_.forward, &plan_.backward}) {
+    for (TileInstruction& i : *list) {
+      for_each_operand(i, [&](TileOperand& x) { ++uses[std::size_t(x.ref.offset)]; });
+      writers[std::size_t(i.out.offset)] += is_rows(i.out);
+    }
+  }
+  for (auto* list : {&plan_.forward, &plan_.backward}) {
+    std::vector<std::int32_t> maker(storages_.size(), -1);
+    std::vector<bool> gone(list->size());
+    for (std::size_t n = 0; n < list->size(); ++n) {
+      const TileInstruction& cast = (*list)[n];
+      const TileOperand& x = cast.in[0];
+      if (is_rows(cast.out)) {
+        maker[std::size_t(cast.out.offset)] = std::int32_t(n);
+      }
+      if (cast.kind != Kind::copy || !is_rows(x.ref) || x.index != TileOperand::same ||
+          cast.count != storage(x.ref).elements || cast.count != storage(cast.out).elements ||
+          uses[std::size_t(x.ref.offset)] != 1 || writers[std::size_t(x.ref.offset)] != 1 ||
+          writers[std::size_t(cast.out.offset)] != 1 || storage(x.ref).pinned ||
+          maker[std::size_t(x.ref.offset)] < 0) {
+        continue;
+      }
+      TileInstruction& i = (*list)[std::size_t(maker[std::size_t(x.ref.offset)])];
+      if ((i.kind == Kind::map || i.kind == Kind::fold) && i.dtype == arithmetic_) {
+        i.dtype = cast.dtype;
+        i.out = cast.out;
+        gone[n] = true;
+      }
+    }
+    std::size_t n = 0;
+    std::erase_if(*list, [&](const TileInstruction&) { return bool(gone[n++]); });
+  }
+}
+
 // gemm, then + table by m: one instruction.
 void TileDraft::fuse_bias() {
   TilePlan& plan = plan_;
@@ -168,6 +206,7 @@ void TileDraft::finish() {
   fold_copies();
   remove_dead();
   fuse_bias();
+  fold_casts();
   for (const TileInstruction& i : plan.backward) {
     plan.narrow_cotangents |=
         i.out.space != TileSpace::sums && facts(i.dtype).p < facts(DType::f32).p;

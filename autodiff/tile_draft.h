@@ -51,6 +51,7 @@ class TileDraft {
   std::array<std::span<TileInstruction>, 5> parts();
   void remove_dead();
   void fold_copies();
+  void fold_casts();
   void fuse_bias();
   void sink_sums(std::vector<TileInstruction>& list);
   void share_in_place();

@@ -19,7 +19,7 @@ int tile_lanes(const IntegrationPlan& plan) {
   const std::int64_t size = size_of(plan.arithmetic);
   const std::int64_t lane = (v.scratch + std::int64_t(plan.stages()) * v.kept) * size;
   // Wide tiles make products efficient; very large fields (Jacobians) take half as many rows.
-  constexpr std::int64_t cache = std::int64_t(6) << 20;
+  constexpr std::int64_t cache = std::int64_t(7) << 19;
   const std::int64_t most = lane * 64 <= cache ? 64 : 32;
   const std::int64_t tiles = (plan.rows + most - 1) / most;
   const std::int64_t even = (plan.rows + tiles - 1) / tiles;

@@ -51,7 +51,7 @@ void TileDraft::remove_dead() {
   }
 }
 
-// A map that reads a broadcast, slice or transpose reads its source instead, by index.
+// A map or a copy that reads a broadcast, slice or transpose reads its source instead, by index.
 void TileDraft::fold_copies() {
   TilePlan& plan = plan_;
   const std::vector<DType> dtypes = held_dtypes();
@@ -72,7 +72,8 @@ void TileDraft::fold_copies() {
       if (foldable(i)) {
         copies[i.out.offset] = &i;
       }
-      if (i.kind != TileInstruction::Kind::map) {
+      if (i.kind != TileInstruction::Kind::map &&
+          (i.kind != TileInstruction::Kind::copy || i.in_first != 0)) {
         continue;
       }
       for_each_operand(i, [&](TileOperand& x) {
@@ -82,7 +83,8 @@ void TileDraft::fold_copies() {
         }
         const TileOperand source = found->second->in[0];
         const auto element = [&](const TileOperand& operand, std::int32_t e) {
-          return operand.index == TileOperand::same    ? e
+          return e < 0                                 ? e  // a copy's zero
+                 : operand.index == TileOperand::same  ? e
                  : operand.index == TileOperand::first ? 0
                                                        : plan.index[std::size_t(operand.index + e)];
         };

@@ -97,8 +97,7 @@ void TileDraft::place_kept() {
   for (const bool narrow : {true, false}) {
     for (std::size_t s = 0; s < storages_.size(); ++s) {
       Storage& storage = storages_[s];
-      if (storage.kept && storage.merged_into < 0 &&
-          is_narrow(dtypes[s]) == narrow) {
+      if (storage.kept && storage.merged_into < 0 && is_narrow(dtypes[s]) == narrow) {
         storage.space = TileSpace::kept;
         storage.offset = plan.kept;
         plan.kept += storage.elements;

@@ -113,9 +113,9 @@ struct TilePlan {
   // values, and these slopes.
   std::int32_t late = 0;
   // Where cotangents can overflow, the backward list has three parts: what it makes of late slopes;
-  // from backward[first_vjp] on cotangents, whose magnitudes are looked at; from backward[first_sum]
-  // on sums over rows, so that a VJP done again has nothing to undo. Elsewhere there is one, and
-  // both are 0.
+  // from backward[first_vjp] on cotangents, whose magnitudes are looked at; from
+  // backward[first_sum] on sums over rows, so that a VJP done again has nothing to undo. Elsewhere
+  // there is one, and both are 0.
   std::int32_t first_vjp = 0, first_sum = 0;
 };
 

@@ -210,6 +210,50 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("where f16 is kept, values of f32 are made again from it, and late slopes are a part") {
+  // y' = tanh(y); l' = sum over a [33, 40] matrix by row of f32 squares, of f16 products.
+  constexpr std::int64_t rows = 8, inputs = 33, hidden = 40;
+  Tape tape(Tape::Execute::shapes_only);
+  const Var y = tape.leaf(Type{DType::f16, {rows, hidden}}, "y", Role::input);
+  const Var l = tape.leaf(Type{DType::f16, {rows, 1}}, "l", Role::input);
+  const Var w = tape.leaf(Type{DType::f16, {inputs, hidden}}, "w", Role::parameter);
+  const Var m = tape.leaf(Type{DType::f16, {hidden, hidden}}, "m", Role::parameter);
+  const Var h = tanh(y);
+  const Var wide = exp(cast(h, DType::f32) * 0.5);  // kept, it would take as much as two of f16
+  const Var slope = cast(wide, DType::f16);
+  const Var jacobian = cast(matmul(reshape(h, {rows, 1, hidden}) * w, m), DType::f32);
+  const Var norm = sum(sum(square(jacobian), {1}), {1}, KeepAxes::yes);
+  const Var trace = cast(norm, DType::f16);
+  Program program = tape.program();
+  program.outputs = {slope.id(), trace.id()};
+  TileRequest request;
+  request.rows = rows;
+  request.row_inputs = {y.id(), l.id()};
+  request.parameters = {w.id(), m.id()};
+  const TilePlanning planning = plan_tiles(program, request);
+  REQUIRE(planning.tiled);
+  const TilePlan& plan = planning.tiled->plan;
+  CHECK(plan.narrow_cotangents);
+  CHECK(plan.kept == hidden + 1);  // tanh, the late slope; no matrix, no exp
+  CHECK(plan.kept_narrow == plan.kept);
+  CHECK(plan.rows_out[1].late);
+  const auto count = [&](std::int32_t first, std::int32_t last, int op) {
+    return std::count_if(
+        plan.backward.begin() + first, plan.backward.begin() + last, [&](const TileInstruction& i) {
+          return i.kind == TileInstruction::Kind::map && i.code.op == op && i.code.wrt < 0;
+        });
+  };
+  CHECK(count(0, plan.first_vjp, scalar_op_index<Exp>()) == 1);
+  CHECK(count(plan.first_vjp, plan.first_sum, scalar_op_index<Exp>()) == 0);
+  // Casts of values that nothing else reads are part of the passes that make them.
+  for (const TileInstruction& i : plan.backward) {
+    CHECK(i.kind != TileInstruction::Kind::copy);
+  }
+  const std::string text = print(plan, 16);
+  CHECK(text.find("  cotangents, done again where they overflow:\n") != std::string::npos);
+  CHECK(text.find("  sums over rows:\n") != std::string::npos);
+}
+
 TEST_CASE(
     "products over matrices by row run panel by panel; what only they read has no whole room") {
   constexpr std::int64_t rows = 8, inputs = 33, hidden = 40;

@@ -574,6 +574,60 @@ TEST_CASE("slopes that no stage reads, made when a stage is pulled back, count i
   }
 }
 
+TEST_CASE("late slopes in half precision are as near to f64 as the interpreter's, retried or not") {
+  constexpr std::int64_t rows = 20, inputs = 33, hidden = 40;
+  for (const bool steep : {false, true}) {
+    CAPTURE(steep);
+    // A derivative of 2000 takes the first seed, 2^-7 below f16's top, over it.
+    Problem problem = with_jacobian(rows, inputs, hidden);
+    const double factor = steep ? 200.0 : 0.1;
+    problem.velocity = [=](const Var& t, const State& y, Theta p) {
+      const Var x = tanh(matmul(y["y"], p[0], Transpose::rhs) * (1.0 + t));
+      const Var slope = reshape(1.0 - square(x), {rows, 1, hidden});
+      const Var jacobian = matmul(transpose(p[0], {1, 0}) * slope, p[1]);
+      const Var l = sum(sum(square(jacobian), {1}), {1}, KeepAxes::yes) * factor;
+      return State{{"y", matmul(x, p[2])}, {"l", l}};
+    };
+    problem.times = steep ? linspace(0, 0x1p-10, 3) : problem.times;
+    problem.y0.emplace_back("l", f64({rows, 1}, 7));
+    const Solved exact = solve_by(Tier::interpreter, problem, options_for("heun"));
+    for (const DType dtype : {DType::f16, DType::bf16}) {
+      CAPTURE(name(dtype));
+      const OdeOptions options = options_for("heun", Precision::mixed(dtype));
+      const Problem low = in_dtype(problem, DType::f32);
+      const Solved tiles = solve_by(Tier::tiles, low, options);
+      const Solved steps = solve_by(Tier::interpreter, low, options);
+      REQUIRE(tiles.report.tier == Tier::tiles);
+      CHECK((tiles.report.retries() > 0) == (steep && dtype == DType::f16));
+      const std::vector<Tensor> x = all_of(exact), a = all_of(tiles), b = all_of(steps);
+      for (std::size_t k = 0; k < x.size(); ++k) {
+        CAPTURE(k);
+        CHECK(error_of(a[k], x[k], 0) <=
+              2 * error_of(b[k], x[k], 0) + 4 * facts(dtype).unit_roundoff);
+      }
+    }
+  }
+}
+
+TEST_CASE("casts between formats of which neither holds the other round in tiles, too") {
+  // Of y near f16's least number little is left by f16; y times 1e6 is too large for it.
+  Problem small = problem_of(
+      [](const Var&, const Var& y) {
+        return cast(cast(cast(y * 1e-6, DType::bf16), DType::f16), DType::f32) * 1e3;
+      },
+      {33, 2});
+  check_tiles(in_dtype(small, DType::f32), options_for("rk4", Precision::uniform(DType::f32)),
+              1e-5);
+  Problem large = problem_of(
+      [](const Var&, const Var& y) {
+        const Var u = tanh(cast(y, DType::bf16)) * 1e6;
+        return cast(u * u * 1e-12, DType::f32);
+      },
+      {33, 2});
+  check_tiles(in_dtype(large, DType::f32), options_for("rk4", Precision::mixed(DType::f16)),
+              4 * facts(DType::bf16).unit_roundoff);
+}
+
 TEST_CASE("a parameter that is added twice gets both gradients") {
   const std::vector<Tensor> bias{f64({20}, 4, 0.3)};
   const auto check = [](const Problem& problem) {

@@ -204,15 +204,7 @@ struct Flops {
   double forward = 0, backward = 0;
 };
 Flops plan_flops(const Case& problem) {
-  VelocityTypes types;
-  for (const NamedTensor& y : problem.y0) {
-    types.names.push_back(y.name);
-    types.y.push_back({DType::f32, y.value.shape()});
-  }
-  for (const NamedTensor& theta : problem.theta) {
-    types.theta.push_back({DType::f32, theta.value.shape()});
-  }
-  const auto plan = Velocity(problem.velocity).plan(types);
+  const auto plan = plan_of(problem);
   if (plan->tiled == nullptr) {
     return {};
   }

@@ -18,6 +18,9 @@ bool failed = false;
 OdeOptions options_of(const Setting& setting) {
   OdeOptions options;
   options.precision = Precision::parse(setting.precision);
+  if (!setting.states.empty()) {
+    options.precision.state = parse_dtype(setting.states);
+  }
   options.scaling = setting.scaling;
   options.tier = setting.tier;
   options.gradient = setting.gradient;
@@ -38,6 +41,19 @@ void fail(benchmark::State& state, const std::string& why) {
   state.SkipWithError(why.c_str());
 }
 bool any_failed() { return failed; }
+
+std::shared_ptr<const VelocityPlan> plan_of(const Case& problem, DType compute) {
+  VelocityTypes types;
+  types.policy.compute = compute;
+  for (const NamedTensor& y : problem.y0) {
+    types.names.push_back(y.name);
+    types.y.push_back({DType::f32, y.value.shape()});
+  }
+  for (const NamedTensor& theta : problem.theta) {
+    types.theta.push_back({DType::f32, theta.value.shape()});
+  }
+  return Velocity(problem.velocity).plan(types);
+}
 
 double median(std::vector<double> values) {
   if (std::any_of(values.begin(), values.end(), [](double x) { return std::isnan(x); })) {
@@ -75,8 +91,8 @@ std::string Measured::reason() const {
 Measured& measured(const Setting& setting) {
   static std::map<std::string, std::unique_ptr<Measured>> known;
   const std::string key =
-      fmt::format("{} {} {} {} {}", setting.name, setting.precision, int(setting.scaling.kind),
-                  int(setting.tier), int(setting.gradient));
+      fmt::format("{} {} {} {} {} {}", setting.name, setting.precision, setting.states,
+                  int(setting.scaling.kind), int(setting.tier), int(setting.gradient));
   std::unique_ptr<Measured>& entry = known[key];
   if (entry == nullptr) {
     const OdeOptions options = options_of(setting);
@@ -86,7 +102,7 @@ Measured& measured(const Setting& setting) {
     result->first = result->trainer.step();
     result->peak_bytes = memory_stats().peak_bytes - before;
     result->seconds = result->trainer.step().seconds;
-    result->limit = setting.precision == "f32" ? 1e-5 : 1e-2;
+    result->limit = setting.precision == "f32" && setting.states.empty() ? 1e-5 : 1e-2;
     if (setting.checked_as.empty()) {
       result->error = gradient_error(result->problem, result->first, exact_step(result->problem));
     } else {

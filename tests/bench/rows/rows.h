@@ -7,10 +7,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "halftape/core/memory.h"
+#include "halftape/ode/velocity.h"
 #include "tests/bench/support/cases.h"
 
 namespace halftape::bench {
@@ -38,6 +40,9 @@ struct Clock {
 inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
+
+// How a case's velocity is planned.
+std::shared_ptr<const VelocityPlan> plan_of(const Case& problem, DType compute = DType::f32);
 
 double median(std::vector<double> values);  // NaN when one of them is
 // Least-squares slope of log y over log x.
@@ -83,6 +88,7 @@ class Floats {
 struct Setting {
   std::string name;
   std::string precision = "f32";
+  std::string states{};  // dtype of the stored states; empty: the precision's
   Scaling scaling{};
   Tier tier = Tier::automatic;
   GradientMethod gradient = GradientMethod::replay;

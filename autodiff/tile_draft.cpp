@@ -194,6 +194,25 @@ void TileDraft::sink_sums(std::vector<TileInstruction>& list) {
   list = std::move(result);
 }
 
+void TileDraft::find_packs() {
+  constexpr std::int32_t large = 16384;  // numbers; smaller tables are in L1 however they lie
+  for (auto* list : {&plan_.forward, &plan_.backward}) {
+    for (TileInstruction& i : *list) {
+      const TileLoops& l = i.loops;
+      if (i.kind != TileInstruction::Kind::gemm || i.in[0].ref.space != TileSpace::parameter ||
+          l.m * l.k < large) {
+        continue;
+      }
+      const TilePack pack{i.in[0].ref.offset, l.m, l.k, l.lhs[1], l.lhs[2]};
+      const auto known = std::find(plan_.packs.begin(), plan_.packs.end(), pack);
+      i.pack = std::int32_t(known - plan_.packs.begin());
+      if (known == plan_.packs.end()) {
+        plan_.packs.push_back(pack);
+      }
+    }
+  }
+}
+
 // The parts of the lists that run one after the other, some of them without the others.
 std::array<std::span<TileInstruction>, 5> TileDraft::parts() {
   const std::span<TileInstruction> forward = plan_.forward, backward = plan_.backward;
@@ -234,6 +253,7 @@ void TileDraft::finish() {
     mark_fused(part);
   }
   mark_local();
+  find_packs();
   place();
 
   // Accumulators that are targets get memory, in units of whole vectors.

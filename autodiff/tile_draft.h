@@ -68,6 +68,7 @@ class TileDraft {
   class Group;
   void mark_fused(std::span<TileInstruction> list);
   void mark_local();
+  void find_packs();
   static bool reads_all(const TileInstruction& i, const TileRef& ref);
   void place();
   template <class F>

@@ -48,9 +48,13 @@ template <class T>
 class CpuIntegrator {
  public:
   explicit CpuIntegrator(const IntegrationPlan& plan)
-      : plan_(plan), tiling_(plan), sums_(std::size_t(tiling_.groups)) {}
+      : plan_(plan),
+        tiling_(plan),
+        packs_(*plan.velocity),
+        sums_(std::size_t(tiling_.groups)) {}
 
   bool forward(const Stretch& stretch, ForwardRun& run) {
+    fill_packs(stretch, run.parameters);
     return for_each_tile(false, [&](std::int64_t, Worker<T>& worker, std::int64_t t) {
       return worker.forward(stretch, run, tiling_.first_row(t), tiling_.rows_in(t));
     });
@@ -59,6 +63,7 @@ class CpuIntegrator {
   bool backward(const Stretch& stretch, BackwardRun& run) {
     const TilePlan& v = *plan_.velocity;
     const int length = stretch.last - stretch.first;
+    fill_packs(stretch, run.parameters);
     begin_sums(length, run.times_bar.count);
     run.scales.resize(std::size_t(tiling_.tiles), AdjointScale(plan_.scaling, plan_.compute));
     const bool good =
@@ -97,6 +102,13 @@ class CpuIntegrator {
   }
 
  private:
+  // Packing a table costs about as much as one product of a tile with it.
+  void fill_packs(const Stretch& stretch, ConstArray parameters) {
+    constexpr std::int64_t few = 16;
+    const std::int64_t products = tiling_.tiles * plan_.stages() * (stretch.last - stretch.first);
+    packed_ = products < few ? nullptr : packs_.fill(static_cast<const T*>(parameters.data));
+  }
+
   // body(group, worker, tile): groups run on threads, each thread with a worker of its own.
   template <class Body>
   bool for_each_tile(bool backward, Body&& body) {
@@ -105,6 +117,9 @@ class CpuIntegrator {
     auto& worker = workers_[backward];  // allocated here: nothing throws in a thread
     while (int(worker.size()) < workers) {
       worker.push_back(std::make_unique<Worker<T>>(plan_, tiling_.lanes, backward));
+    }
+    for (const auto& w : worker) {
+      w->set_packs(packed_);
     }
     std::atomic<bool> good{true};
     const auto run_group = [&](std::int64_t group, int w) {
@@ -154,6 +169,8 @@ class CpuIntegrator {
 
   const IntegrationPlan& plan_;
   Tiling tiling_;
+  Packs<T> packs_;
+  const T* const* packed_ = nullptr;  // in this pass
   std::array<std::vector<std::unique_ptr<Worker<T>>>, 2> workers_;  // forward, backward
   std::vector<typename Worker<T>::Sums> sums_;
   std::vector<double> steps_;

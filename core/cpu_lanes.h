@@ -20,6 +20,10 @@ enum class LaneRounding : std::uint8_t { none, f16, bf16 };
 //
 // More columns: `groups` of n, x_group and c_group numbers apart. More terms: the sum runs over
 // `parts` products of k terms each, a_part and x_part numbers apart.
+//
+// A packed `a` has the rows that are taken at once, gemm_rows of those left, together: the first
+// block's numbers of term 0, of term 1, .., then the next block's. Long sums of one part then run
+// in stretches of terms for which x stays in L1.
 template <class T>
 struct Gemm {
   std::int64_t m, n, k;
@@ -34,7 +38,30 @@ struct Gemm {
   LaneRounding rounding = LaneRounding::none;
   std::int64_t groups = 1, x_group = 0, c_group = 0;
   std::int64_t parts = 1, a_part = 0, x_part = 0;
+  std::int64_t packed = 0, first = 0;  // terms of a packed `a`, and the first of them to add
 };
+
+// Rows that are taken at once where `left` are: six, and the last seven to nine in halves, since
+// few rows have too few sums.
+constexpr std::int64_t gemm_rows(std::int64_t left) {
+  return left > 9 ? 6 : left > 6 ? (left + 1) / 2 : left;
+}
+// Is row i the first of some that are taken at once where all m are?
+constexpr bool begins_rows(std::int64_t m, std::int64_t i) {
+  return i == 0 || i == m || (i % 6 == 0 && m - i > 3);
+}
+template <class T>
+void pack(const T* a, std::int64_t a_row, std::int64_t a_column, std::int64_t m, std::int64_t k,
+          T* to) {
+  for (std::int64_t i = 0, rows = 0; i < m; i += rows) {
+    rows = gemm_rows(m - i);
+    for (std::int64_t l = 0; l < k; ++l) {
+      for (std::int64_t r = 0; r < rows; ++r) {
+        *to++ = a[(i + r) * a_row + l * a_column];
+      }
+    }
+  }
+}
 
 // sums(i, j) += sum over r of g(i, r) x(j, r), r < n, lane by lane: sums is [m, k, tile_vector],
 // `sums_stride` numbers from row to row.

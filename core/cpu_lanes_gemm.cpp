@@ -79,9 +79,12 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
     }
   }
   const std::int64_t k = g.k, parts = g.parts;
-  const std::int64_t a_row = g.a_row, a_column = g.a_column, x_stride = g.x_stride;
+  const bool packed = g.packed > 0;
+  const std::int64_t a_row = packed ? 1 : g.a_row, a_column = packed ? M : g.a_column;
+  const std::int64_t x_stride = g.x_stride;
+  const T* const a_first = packed ? g.a + i * g.packed + g.first * M : g.a + i * a_row;
   for (std::int64_t part = 0; part < parts; ++part) {
-    const T* a = g.a + i * a_row + part * g.a_part;
+    const T* a = a_first + part * g.a_part;
     std::int64_t x = part * g.x_part;
     for (std::int64_t left = k / chains; left > 0; --left) {
 #pragma GCC unroll 4
@@ -152,11 +155,14 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
   }
 }
 
-template <LaneRounding rounding, int N, bool together, class T>
-HWY_INLINE void gemm_columns(const Gemm<T>& g, const Columns<N, together, T>& columns) {
-  // Six rows at a time, and the last seven to nine in halves: few rows have too few sums.
+template <LaneRounding rounding, bool far, int N, bool together, class T>
+HWY_INLINE void gemm_rows(const Gemm<T>& g, const Columns<N, together, T>& columns) {
   std::int64_t i = 0;
-  const auto rows = [&](std::int64_t m) {
+  for (; g.m - i > 9; i += 6) {
+    gemm_block<rounding, 6, far>(g, i, columns);
+  }
+  for (std::int64_t m = 0; i < g.m; i += m) {
+    m = cpu::gemm_rows(g.m - i);
     switch (m) {
       case 1:
         gemm_block<rounding, 1>(g, i, columns);
@@ -177,21 +183,35 @@ HWY_INLINE void gemm_columns(const Gemm<T>& g, const Columns<N, together, T>& co
         gemm_block<rounding, 6>(g, i, columns);
         break;
     }
-    i += m;
-  };
-  if (N == wide && g.k * g.parts * N * vector_length<T> * std::int64_t(sizeof(T)) > 32768) {
-    for (; g.m - i > 9; i += 6) {
-      gemm_block<rounding, 6, N == wide>(g, i, columns);
+  }
+}
+
+template <LaneRounding rounding, int N, bool together, class T>
+HWY_INLINE void gemm_columns(const Gemm<T>& g, Columns<N, together, T> columns) {
+  constexpr std::int64_t near = 32768;  // bytes of x that stay in L1
+  constexpr std::int64_t term = N * vector_length<T> * std::int64_t(sizeof(T));
+  if (N < wide || g.k * g.parts * term <= near) {
+    gemm_rows<rounding, false>(g, columns);
+  } else if (g.packed == 0) {
+    gemm_rows<rounding, N == wide>(g, columns);
+  } else {
+    Gemm<T> some = g;
+    some.k = near / term;
+    for (std::int64_t left = g.k; left > 0; left -= some.k) {
+      some.k = std::min(left, some.k);
+      if (rounding == LaneRounding::none || left > some.k) {
+        some.bias = rounding != LaneRounding::none || left < g.k ? nullptr : g.bias;
+        gemm_rows<LaneRounding::none, false>(some, columns);
+      } else {
+        some.bias = g.bias;
+        gemm_rows<rounding, false>(some, columns);
+      }
+      some.first += some.k;
+      some.accumulate = true;
+      for (const T*& x : columns.first_x) {
+        x += some.k * g.x_stride;
+      }
     }
-  }
-  for (; g.m - i > 9; i += 6) {
-    gemm_block<rounding, 6>(g, i, columns);
-  }
-  if (g.m - i > 6) {
-    rows((g.m - i + 1) / 2);
-  }
-  if (i < g.m) {
-    rows(g.m - i);
   }
 }
 
@@ -304,7 +324,7 @@ HWY_INLINE void shallow(const Gemm<T>& g) {
 
 template <LaneRounding rounding, class T>
 HWY_INLINE void gemm_with(const Gemm<T>& g) {
-  if (!g.accumulate && g.parts == 1 && g.m > 4) {
+  if (!g.accumulate && g.parts == 1 && g.m > 4 && g.packed == 0) {
     switch (g.k) {
       case 1:
         return shallow<rounding, 1>(g);

@@ -262,12 +262,22 @@ class Tile {
     }
   }
 
+  // Rows from m0 on, terms from g.first on; packed if there is a pack and the rows allow it.
+  void set_table(Gemm<T>& g, const TileInstruction& i, std::int64_t m0, bool packed) {
+    const TileLoops& l = i.loops;
+    if (packed && i.pack >= 0 && m_.packs != nullptr) {
+      g.packed = l.k;
+      g.a = m_.packs[i.pack] + m0 * l.k;
+      return;
+    }
+    g.a_row = l.lhs[1];
+    g.a_column = l.lhs[2];
+    g.a = table(i.in[0].ref) + m0 * g.a_row + g.first * g.a_column;
+  }
+
   void gemm(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
     const TileLoops& l = i.loops;
     Gemm<T> g{};
-    g.a = table(i.in[0].ref);
-    g.a_row = l.lhs[1];
-    g.a_column = l.lhs[2];
     g.k = l.k;
     g.x_stride = l.rhs[1] * m_.lanes;
     g.c_stride = l.out[1] * m_.lanes;
@@ -288,7 +298,8 @@ class Tile {
         g.m = e1 / l.n - m0;
       }
     }
-    g.a += m0 * g.a_row;
+    const bool packed = begins_rows(l.m, m0) && begins_rows(l.m, m0 + g.m);
+    set_table(g, i, m0, packed);
     bias = bias == nullptr ? nullptr : bias + m0;
     g.bias = later ? nullptr : bias;  // otherwise added after the product has been rounded
     g.groups = b1 - b0;
@@ -344,9 +355,8 @@ class Tile {
     g.m = l.m;
     g.n = m_.lanes;
     g.k = k1 - k0;
-    g.a = table(i.in[0].ref) + k0 * l.lhs[2];
-    g.a_row = l.lhs[1];
-    g.a_column = l.lhs[2];
+    g.first = k0;
+    set_table(g, i, 0, true);
     g.x = at(i.in[1].ref, k0);
     g.x_stride = m_.lanes;
     g.c = m_.at(i.out);
@@ -571,6 +581,27 @@ class Tile {
 };
 
 }  // namespace
+
+template <class T>
+Packs<T>::Packs(const TilePlan& plan) : plan_(plan) {
+  for (const TilePack& p : plan.packs) {
+    tables_.push_back(Tensor::empty({p.m, p.k}, dtype_of<T>));
+  }
+}
+
+template <class T>
+const T* const* Packs<T>::fill(const T* parameter) {
+  pointers_.clear();
+  for (std::size_t n = 0; n < tables_.size(); ++n) {
+    const TilePack& p = plan_.packs[n];
+    T* to = tables_[n].template write<T>().data();
+    pack(parameter + p.offset, p.row, p.column, p.m, p.k, to);
+    pointers_.push_back(to);
+  }
+  return pointers_.data();
+}
+template class Packs<float>;
+template class Packs<double>;
 
 template <class T>
 void run_tile(const TilePlan& plan, std::span<const TileInstruction> instructions,

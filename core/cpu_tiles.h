@@ -2,7 +2,9 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
+#include "halftape/core/tensor.h"
 #include "halftape/core/tile_plan.h"
 
 namespace halftape::cpu {
@@ -19,7 +21,8 @@ struct TileMemory {
   const T* parameter = nullptr;  // [plan.parameters]
   const T* time = nullptr;       // [plan.times]
   T* sums = nullptr;             // [plan.sum_numbers]
-  T* transposed = nullptr;       // room for outer: transposed_numbers
+  const T* const* packs = nullptr;  // those of plan.packs, or null: tables are read as they lie
+  T* transposed = nullptr;          // room for outer: transposed_numbers
   std::int64_t lanes = 0;
 
   T* at(const TileRef& ref) const {
@@ -35,6 +38,19 @@ struct TileMemory {
 template <class T>
 void run_tile(const TilePlan& plan, std::span<const TileInstruction> instructions,
               const TileMemory<T>& memory, T* largest);
+
+// The tables of plan.packs as gemm takes them, `packed`.
+template <class T>
+class Packs {
+ public:
+  explicit Packs(const TilePlan& plan);
+  const T* const* fill(const T* parameter);  // with the table as it is now
+
+ private:
+  const TilePlan& plan_;
+  std::vector<Tensor> tables_;
+  std::vector<const T*> pointers_;
+};
 
 // Numbers of TileMemory::transposed.
 std::int64_t transposed_numbers(const TilePlan& plan, std::int64_t lanes);

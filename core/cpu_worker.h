@@ -59,6 +59,8 @@ class Worker {
     sources_.resize(std::size_t(plan.stages()) + 2);
   }
 
+  void set_packs(const T* const* packs) { m_.packs = packs; }
+
   // --- forward ---
 
   bool forward(const Stretch& stretch, const ForwardRun& run, std::int64_t first,

@@ -64,6 +64,7 @@ struct TileInstruction {
   TileRef out;
   std::array<TileOperand, 6> in{};
   int operands = 0;
+  std::int32_t pack = -1;  // gemm: its table is TilePlan::packs[pack], too
   TileLoops loops{};  // gemm, outer, product
   TileRef bias{};     // gemm: a table added to the sums, element m; none: nothing is added
   // fold: result (o, i) of elements (o, j, i); sum_rows: accumulator element index(e) += element e,
@@ -91,10 +92,18 @@ struct TilePort {
   bool late = false;  // of rows_out: late instructions make it
 };
 
+// A table of parameters that large products read, element (i, l) at offset + i row + l column. A
+// backend may lay it out once a pass as its kernels like it.
+struct TilePack {
+  std::int32_t offset = 0, m = 0, k = 0, row = 0, column = 0;
+  friend bool operator==(const TilePack&, const TilePack&) = default;
+};
+
 struct TilePlan {
   std::vector<TileInstruction> forward, backward;
   std::vector<std::int32_t> index;
   std::vector<TileSum> sums;
+  std::vector<TilePack> packs;
   std::vector<TilePort> rows_in;        // state components, or the time
   std::vector<TilePort> rows_constant;  // captured tensors with a number per row
   std::vector<TilePort> rows_out;       // slopes, or values of the time

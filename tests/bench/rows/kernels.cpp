@@ -84,14 +84,17 @@ class Tiles {
         }
       }
     } else {  // weights [out, in], as a layer has them
+      std::vector<float> weight(std::size_t(weight_.count()));
       for (std::int64_t l = 0; l < p.k; ++l) {
         for (std::int64_t r = 0; r < p.rows; ++r) {
           in_[place(r, l, p.k)] = data.x[r * p.k + l];
         }
         for (std::int64_t j = 0; j < p.n; ++j) {
-          weight_[j * p.k + l] = data.w[l * p.n + j];
+          weight[std::size_t(j * p.k + l)] = data.w[l * p.n + j];
         }
       }
+      p.k > 3 ? cpu::pack(weight.data(), p.k, 1, p.n, p.k, weight_.data())
+              : void(std::copy(weight.begin(), weight.end(), weight_.data()));
     }
   }
 
@@ -128,6 +131,7 @@ class Tiles {
     gemm.n = lanes_;
     gemm.k = p_.k;
     gemm.a = weight_.data();
+    gemm.packed = p_.k > 3 ? p_.k : 0;
     gemm.a_row = p_.k;
     gemm.a_column = 1;
     gemm.x_stride = lanes_;

@@ -48,10 +48,7 @@ template <class T>
 class CpuIntegrator {
  public:
   explicit CpuIntegrator(const IntegrationPlan& plan)
-      : plan_(plan),
-        tiling_(plan),
-        packs_(*plan.velocity),
-        sums_(std::size_t(tiling_.groups)) {}
+      : plan_(plan), tiling_(plan), packs_(*plan.velocity), sums_(std::size_t(tiling_.groups)) {}
 
   bool forward(const Stretch& stretch, ForwardRun& run) {
     fill_packs(stretch, run.parameters);
@@ -170,7 +167,7 @@ class CpuIntegrator {
   const IntegrationPlan& plan_;
   Tiling tiling_;
   Packs<T> packs_;
-  const T* const* packed_ = nullptr;  // in this pass
+  const T* const* packed_ = nullptr;                                // in this pass
   std::array<std::vector<std::unique_ptr<Worker<T>>>, 2> workers_;  // forward, backward
   std::vector<typename Worker<T>::Sums> sums_;
   std::vector<double> steps_;

@@ -16,11 +16,11 @@ inline bool is_table(const TileRef& ref) {
 // Memory of one tile. Pointers of the present stage and time are set before each run.
 template <class T>
 struct TileMemory {
-  T* scratch = nullptr;          // [plan.scratch, lanes]
-  T* kept = nullptr;             // [plan.kept, lanes]
-  const T* parameter = nullptr;  // [plan.parameters]
-  const T* time = nullptr;       // [plan.times]
-  T* sums = nullptr;             // [plan.sum_numbers]
+  T* scratch = nullptr;             // [plan.scratch, lanes]
+  T* kept = nullptr;                // [plan.kept, lanes]
+  const T* parameter = nullptr;     // [plan.parameters]
+  const T* time = nullptr;          // [plan.times]
+  T* sums = nullptr;                // [plan.sum_numbers]
   const T* const* packs = nullptr;  // those of plan.packs, or null: tables are read as they lie
   T* transposed = nullptr;          // room for outer: transposed_numbers
   std::int64_t lanes = 0;

@@ -64,8 +64,8 @@ std::string text(const TileInstruction& i) {
       name = "copy";
       break;
     case TileInstruction::Kind::gemm:
-      name = fmt::format("gemm {}x[{}x{}]x{}{}", l.batch, l.m, l.k, l.n,
-                         i.bias.space == TileSpace::none ? "" : " + bias");
+      name = fmt::format("gemm {}x[{}x{}{}]x{}{}", l.batch, l.m, l.k, i.pack < 0 ? "" : " packed",
+                         l.n, i.bias.space == TileSpace::none ? "" : " + bias");
       break;
     case TileInstruction::Kind::outer:
       name = fmt::format("outer {}x[{}x{}]", l.batch, l.m, l.k);

@@ -65,8 +65,8 @@ struct TileInstruction {
   std::array<TileOperand, 6> in{};
   int operands = 0;
   std::int32_t pack = -1;  // gemm: its table is TilePlan::packs[pack], too
-  TileLoops loops{};  // gemm, outer, product
-  TileRef bias{};     // gemm: a table added to the sums, element m; none: nothing is added
+  TileLoops loops{};       // gemm, outer, product
+  TileRef bias{};          // gemm: a table added to the sums, element m; none: nothing is added
   // fold: result (o, i) of elements (o, j, i); sum_rows: accumulator element index(e) += element e,
   // the index is in[1]'s. Of a sum the elements may be products, with those of in[2].
   std::int32_t outer = 1, length = 1, inner = 1;

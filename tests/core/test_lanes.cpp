@@ -165,6 +165,62 @@ TEST_CASE("gemm over groups and parts is the sum of its plain products") {
   });
 }
 
+TEST_CASE("gemm of a packed table is that of the table, whole or by ranges of terms and rows") {
+  for_each_kernels([](const auto& kernels, auto zero) {
+    using T = decltype(zero);
+    for (const std::int64_t m : {1, 6, 7, 9, 10, 13, 20, 45}) {
+      for (const std::int64_t n : {16, 48, 64}) {
+        for (const std::int64_t k : {1, 3, 37, 300}) {  // 300: x is longer than L1
+          for (const int form : {0, 1, 2}) {            // plain, bias, accumulate
+            Numbers<T> a(m * k, 1), packed(m * k, 6), x(k * n, 2), bias(m, 5);
+            Numbers<T> whole(m * n, 3), c(m * n, 3), parts(m * n, 3);
+            pack(a.data(), 1, m, m, k, packed.data());  // a is the transposed table
+            Gemm<T> g{m, n, k, a.data(), 1, m, x.data(), n, whole.data(), n};
+            g.bias = form == 1 ? bias.data() : nullptr;
+            g.accumulate = form == 2;
+            kernels.gemm(g);
+            g.packed = k;
+            g.a = packed.data();
+            g.c = c.data();
+            kernels.gemm(g);
+            // Terms in two ranges, rows in ranges that begin where blocks do.
+            for (std::int64_t first = 0, last = 0; first < m; first = last) {
+              for (last = first + 1; !begins_rows(m, last);) {
+                ++last;
+              }
+              Gemm<T> some = g;
+              some.m = last - first;
+              some.a = packed.data() + first * k;
+              some.c = parts.data() + first * n;
+              some.bias = g.bias == nullptr ? nullptr : g.bias + first;
+              some.k = k / 2;
+              if (some.k > 0) {
+                kernels.gemm(some);
+                some.bias = nullptr;
+                some.accumulate = true;
+              }
+              some.first = k / 2;
+              some.k = k - k / 2;
+              some.x += some.first * n;
+              kernels.gemm(some);
+            }
+            bool good = true;
+            for (std::int64_t e = 0; e < m * n; ++e) {
+              good &= near(c[e], double(whole[e]), double(k), double(4 * k));
+              good &= near(parts[e], double(whole[e]), double(k), double(4 * k));
+            }
+            CAPTURE(m);
+            CAPTURE(n);
+            CAPTURE(k);
+            CAPTURE(form);
+            REQUIRE(good);
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST_CASE("gemm adds up the same terms in the same order whatever block a row is in") {
   // The tile executor runs a product panel by panel: bits must not depend on where a panel begins.
   for_each_kernels([](const auto& kernels, auto zero) {

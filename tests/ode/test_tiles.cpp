@@ -511,6 +511,37 @@ TEST_CASE("weights too large for sums lane by lane, and rows too long for wide t
   }
 }
 
+TEST_CASE("large weights, packed once a pass, give the interpreter's results, and long sums do") {
+  // 16 products with every table a pass: tiles are 2, stages 4, steps 2.
+  for (const std::int64_t hidden : {150, 147}) {  // the last rows: six; four and five
+    const Problem problem = problem_of(
+        [](const Var& t, const Var& y, Theta p) {
+          const Var x = tanh(matmul(y, p[0], Transpose::rhs) + p[1] * t);
+          const Var z = tanh(matmul(x, p[2], Transpose::rhs) + p[3]);
+          return matmul(z, p[4], Transpose::rhs) * 0.5 - y;
+        },
+        {70, 130},
+        {f64({hidden, 130}, 2, 0.1), f64({hidden}, 3), f64({310, hidden}, 4, 0.1), f64({310}, 5),
+         f64({130, 310}, 6, 0.1)});
+    check_tiles(problem, options_for("rk4"), 1e-12);
+    check_tiles(in_dtype(problem, DType::f32), options_for("rk4", Precision::uniform(DType::f32)),
+                2e-5);
+    const Solved exact = solve_by(Tier::interpreter, problem, options_for("rk4"));
+    for (const DType dtype : {DType::f16, DType::bf16}) {
+      CAPTURE(name(dtype));
+      const OdeOptions options = options_for("rk4", Precision::mixed(dtype));
+      const Problem low = in_dtype(problem, DType::f32);
+      const std::vector<Tensor> x = all_of(exact);
+      const std::vector<Tensor> a = all_of(solve_by(Tier::tiles, low, options));
+      const std::vector<Tensor> b = all_of(solve_by(Tier::interpreter, low, options));
+      for (std::size_t k = 0; k < x.size(); ++k) {
+        CHECK(error_of(a[k], x[k], 0) <=
+              2 * error_of(b[k], x[k], 0) + 4 * facts(dtype).unit_roundoff);
+      }
+    }
+  }
+}
+
 // y' = tanh(y W^T) V + 0.01 sum over i of ((tanh'(y W^T) W[:, i]) K)^2 Z, with a matrix [inputs,
 // hidden] for each row.
 Problem with_jacobian(std::int64_t rows, std::int64_t inputs, std::int64_t hidden) {

@@ -3,6 +3,7 @@
 // of tile_vector numbers and arrays are 64-byte aligned.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "halftape/core/cpu_kernels.h"
@@ -21,9 +22,9 @@ enum class LaneRounding : std::uint8_t { none, f16, bf16 };
 // More columns: `groups` of n, x_group and c_group numbers apart. More terms: the sum runs over
 // `parts` products of k terms each, a_part and x_part numbers apart.
 //
-// A packed `a` has the rows that are taken at once, gemm_rows of those left, together: the first
-// block's numbers of term 0, of term 1, .., then the next block's. Long sums of one part then run
-// in stretches of terms for which x stays in L1.
+// A packed `a` has the terms of a stretch, packed_terms or those left, together, so that x stays in
+// L1 while they are added; in a stretch the rows that are taken at once, gemm_rows of those left;
+// of those, the numbers of the first term, of the second, ...
 template <class T>
 struct Gemm {
   std::int64_t m, n, k;
@@ -38,8 +39,10 @@ struct Gemm {
   LaneRounding rounding = LaneRounding::none;
   std::int64_t groups = 1, x_group = 0, c_group = 0;
   std::int64_t parts = 1, a_part = 0, x_part = 0;
-  std::int64_t packed = 0, first = 0;  // terms of a packed `a`, and the first of them to add
+  // Of a packed `a`: all its rows and terms, and the first of each that is wanted.
+  std::int64_t packed_m = 0, packed_k = 0, first_m = 0, first_k = 0;
 };
+inline constexpr std::int64_t packed_terms = 128;
 
 // Rows that are taken at once where `left` are: six, and the last seven to nine in halves, since
 // few rows have too few sums.
@@ -53,11 +56,13 @@ constexpr bool begins_rows(std::int64_t m, std::int64_t i) {
 template <class T>
 void pack(const T* a, std::int64_t a_row, std::int64_t a_column, std::int64_t m, std::int64_t k,
           T* to) {
-  for (std::int64_t i = 0, rows = 0; i < m; i += rows) {
-    rows = gemm_rows(m - i);
-    for (std::int64_t l = 0; l < k; ++l) {
-      for (std::int64_t r = 0; r < rows; ++r) {
-        *to++ = a[(i + r) * a_row + l * a_column];
+  for (std::int64_t first = 0; first < k; first += packed_terms) {
+    for (std::int64_t i = 0, rows = 0; i < m; i += rows) {
+      rows = gemm_rows(m - i);
+      for (std::int64_t l = first; l < std::min(k, first + packed_terms); ++l) {
+        for (std::int64_t r = 0; r < rows; ++r) {
+          *to++ = a[(i + r) * a_row + l * a_column];
+        }
       }
     }
   }

@@ -79,10 +79,15 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
     }
   }
   const std::int64_t k = g.k, parts = g.parts;
-  const bool packed = g.packed > 0;
+  const bool packed = g.packed_k > 0;
   const std::int64_t a_row = packed ? 1 : g.a_row, a_column = packed ? M : g.a_column;
   const std::int64_t x_stride = g.x_stride;
-  const T* const a_first = packed ? g.a + i * g.packed + g.first * M : g.a + i * a_row;
+  const T* a_first = g.a + i * a_row;
+  if (packed) {
+    const std::int64_t skipped = g.first_k / packed_terms * packed_terms;
+    const std::int64_t terms = std::min(packed_terms, g.packed_k - skipped);
+    a_first = g.a + skipped * g.packed_m + (g.first_m + i) * terms + (g.first_k - skipped) * M;
+  }
   for (std::int64_t part = 0; part < parts; ++part) {
     const T* a = a_first + part * g.a_part;
     std::int64_t x = part * g.x_part;
@@ -158,6 +163,10 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
 template <LaneRounding rounding, bool far, int N, bool together, class T>
 HWY_INLINE void gemm_rows(const Gemm<T>& g, const Columns<N, together, T>& columns) {
   std::int64_t i = 0;
+  if (N == wide && g.packed_k > 0 && g.m > 9) {  // x comes to L1
+    gemm_block<rounding, 6, N == wide>(g, i, columns);
+    i = 6;
+  }
   for (; g.m - i > 9; i += 6) {
     gemm_block<rounding, 6, far>(g, i, columns);
   }
@@ -188,29 +197,30 @@ HWY_INLINE void gemm_rows(const Gemm<T>& g, const Columns<N, together, T>& colum
 
 template <LaneRounding rounding, int N, bool together, class T>
 HWY_INLINE void gemm_columns(const Gemm<T>& g, Columns<N, together, T> columns) {
-  constexpr std::int64_t near = 32768;  // bytes of x that stay in L1
-  constexpr std::int64_t term = N * vector_length<T> * std::int64_t(sizeof(T));
-  if (N < wide || g.k * g.parts * term <= near) {
-    gemm_rows<rounding, false>(g, columns);
-  } else if (g.packed == 0) {
-    gemm_rows<rounding, N == wide>(g, columns);
-  } else {
-    Gemm<T> some = g;
-    some.k = near / term;
-    for (std::int64_t left = g.k; left > 0; left -= some.k) {
-      some.k = std::min(left, some.k);
-      if (rounding == LaneRounding::none || left > some.k) {
-        some.bias = rounding != LaneRounding::none || left < g.k ? nullptr : g.bias;
-        gemm_rows<LaneRounding::none, false>(some, columns);
-      } else {
-        some.bias = g.bias;
-        gemm_rows<rounding, false>(some, columns);
-      }
-      some.first += some.k;
-      some.accumulate = true;
-      for (const T*& x : columns.first_x) {
-        x += some.k * g.x_stride;
-      }
+  if (g.packed_k == 0) {
+    constexpr std::int64_t near = 32768;  // bytes of x that stay in L1
+    constexpr std::int64_t term = N * vector_length<T> * std::int64_t(sizeof(T));
+    if (N < wide || g.k * g.parts * term <= near) {
+      gemm_rows<rounding, false>(g, columns);
+    } else {
+      gemm_rows<rounding, N == wide>(g, columns);
+    }
+    return;
+  }
+  Gemm<T> some = g;
+  for (std::int64_t left = g.k; left > 0; left -= some.k) {
+    some.k = std::min(left, packed_terms - some.first_k % packed_terms);
+    if (rounding == LaneRounding::none || left > some.k) {
+      some.bias = rounding != LaneRounding::none || left < g.k ? nullptr : g.bias;
+      gemm_rows<LaneRounding::none, false>(some, columns);
+    } else {
+      some.bias = g.bias;
+      gemm_rows<rounding, false>(some, columns);
+    }
+    some.first_k += some.k;
+    some.accumulate = true;
+    for (const T*& x : columns.first_x) {
+      x += some.k * g.x_stride;
     }
   }
 }
@@ -324,7 +334,7 @@ HWY_INLINE void shallow(const Gemm<T>& g) {
 
 template <LaneRounding rounding, class T>
 HWY_INLINE void gemm_with(const Gemm<T>& g) {
-  if (!g.accumulate && g.parts == 1 && g.m > 4 && g.packed == 0) {
+  if (!g.accumulate && g.parts == 1 && g.m > 4 && g.packed_k == 0) {
     switch (g.k) {
       case 1:
         return shallow<rounding, 1>(g);

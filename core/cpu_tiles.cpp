@@ -262,17 +262,19 @@ class Tile {
     }
   }
 
-  // Rows from m0 on, terms from g.first on; packed if there is a pack and the rows allow it.
+  // Rows from m0 on, terms from g.first_k on; packed if there is a pack and the rows allow it.
   void set_table(Gemm<T>& g, const TileInstruction& i, std::int64_t m0, bool packed) {
     const TileLoops& l = i.loops;
     if (packed && i.pack >= 0 && m_.packs != nullptr) {
-      g.packed = l.k;
-      g.a = m_.packs[i.pack] + m0 * l.k;
+      g.packed_m = l.m;
+      g.packed_k = l.k;
+      g.first_m = m0;
+      g.a = m_.packs[i.pack];
       return;
     }
     g.a_row = l.lhs[1];
     g.a_column = l.lhs[2];
-    g.a = table(i.in[0].ref) + m0 * g.a_row + g.first * g.a_column;
+    g.a = table(i.in[0].ref) + m0 * g.a_row + g.first_k * g.a_column;
   }
 
   void gemm(const TileInstruction& i, std::int64_t e0, std::int64_t e1) {
@@ -355,7 +357,7 @@ class Tile {
     g.m = l.m;
     g.n = m_.lanes;
     g.k = k1 - k0;
-    g.first = k0;
+    g.first_k = k0;
     set_table(g, i, 0, true);
     g.x = at(i.in[1].ref, k0);
     g.x_stride = m_.lanes;

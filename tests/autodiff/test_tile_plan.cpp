@@ -171,8 +171,8 @@ TEST_CASE("where cotangents can overflow, a hidden layer's sums are a group of t
 TEST_CASE("tables of large products are packed, as they are and transposed; small ones are not") {
   const auto packs_of = [](std::int64_t outputs) {
     Tape tape(Tape::Execute::shapes_only);
-    const Var y = tape.leaf(Type{DType::f32, {8, 128}}, "y", Role::input);
-    const Var w = tape.leaf(Type{DType::f32, {outputs, 128}}, "w", Role::parameter);
+    const Var y = tape.leaf(Type{DType::f32, {8, 256}}, "y", Role::input);
+    const Var w = tape.leaf(Type{DType::f32, {outputs, 256}}, "w", Role::parameter);
     const Var k = matmul(tanh(matmul(y, w, Transpose::rhs)), w);
     Program program = tape.program();
     program.outputs = {k.id()};
@@ -182,11 +182,11 @@ TEST_CASE("tables of large products are packed, as they are and transposed; smal
     request.parameters = {w.id()};
     return plan_tiles(program, request).tiled.value().plan.packs;
   };
-  CHECK(packs_of(127).empty());
-  const std::vector<TilePack> packs = packs_of(130);
+  CHECK(packs_of(255).empty());
+  const std::vector<TilePack> packs = packs_of(260);
   REQUIRE(packs.size() == 2);  // each is used in both lists
-  CHECK(packs[0] == TilePack{0, 130, 128, 128, 1});
-  CHECK(packs[1] == TilePack{0, 128, 130, 1, 128});
+  CHECK(packs[0] == TilePack{0, 260, 256, 256, 1});
+  CHECK(packs[1] == TilePack{0, 256, 260, 1, 256});
 }
 
 TEST_CASE("a program that mixes rows has no plan, and the reason names the op") {

@@ -179,7 +179,8 @@ TEST_CASE("gemm of a packed table is that of the table, whole or by ranges of te
             g.bias = form == 1 ? bias.data() : nullptr;
             g.accumulate = form == 2;
             kernels.gemm(g);
-            g.packed = k;
+            g.packed_m = m;
+            g.packed_k = k;
             g.a = packed.data();
             g.c = c.data();
             kernels.gemm(g);
@@ -190,7 +191,7 @@ TEST_CASE("gemm of a packed table is that of the table, whole or by ranges of te
               }
               Gemm<T> some = g;
               some.m = last - first;
-              some.a = packed.data() + first * k;
+              some.first_m = first;
               some.c = parts.data() + first * n;
               some.bias = g.bias == nullptr ? nullptr : g.bias + first;
               some.k = k / 2;
@@ -199,9 +200,9 @@ TEST_CASE("gemm of a packed table is that of the table, whole or by ranges of te
                 some.bias = nullptr;
                 some.accumulate = true;
               }
-              some.first = k / 2;
+              some.first_k = k / 2;
               some.k = k - k / 2;
-              some.x += some.first * n;
+              some.x += some.first_k * n;
               kernels.gemm(some);
             }
             bool good = true;

@@ -68,7 +68,8 @@ class Tiles {
         out_(count_ * lanes_ * (p.is_gradient ? p.rows : p.n)),
         weight_(p.n * p.k),
         sums_(p.rows * p.n),
-        transposed_(lanes_ * p.n) {
+        transposed_(lanes_ * p.n),
+        packed_(p.n * p.k >= 65536) {
     const auto place = [&](std::int64_t row, std::int64_t feature, std::int64_t features) {
       return (row / lanes_ * features + feature) * lanes_ + row % lanes_;
     };
@@ -93,7 +94,7 @@ class Tiles {
           weight[std::size_t(j * p.k + l)] = data.w[l * p.n + j];
         }
       }
-      p.k > 3 ? cpu::pack(weight.data(), p.k, 1, p.n, p.k, weight_.data())
+      packed_ ? cpu::pack(weight.data(), p.k, 1, p.n, p.k, weight_.data())
               : void(std::copy(weight.begin(), weight.end(), weight_.data()));
     }
   }
@@ -131,7 +132,8 @@ class Tiles {
     gemm.n = lanes_;
     gemm.k = p_.k;
     gemm.a = weight_.data();
-    gemm.packed = p_.k > 3 ? p_.k : 0;
+    gemm.packed_m = packed_ ? p_.n : 0;
+    gemm.packed_k = packed_ ? p_.k : 0;
     gemm.a_row = p_.k;
     gemm.a_column = 1;
     gemm.x_stride = lanes_;
@@ -152,6 +154,7 @@ class Tiles {
   Product p_;
   std::int64_t batch_, lanes_, count_;
   Floats in_, out_, weight_, sums_, transposed_;
+  bool packed_;  // as the planner does it
 };
 
 Run onednn(const Product& p, Data& data) {

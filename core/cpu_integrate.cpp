@@ -6,6 +6,7 @@
 #include <numeric>
 #include <optional>
 
+#include "halftape/core/cpu_packs.h"
 #include "halftape/core/cpu_worker.h"
 
 namespace halftape {

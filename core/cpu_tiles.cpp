@@ -585,27 +585,6 @@ class Tile {
 }  // namespace
 
 template <class T>
-Packs<T>::Packs(const TilePlan& plan) : plan_(plan) {
-  for (const TilePack& p : plan.packs) {
-    tables_.push_back(Tensor::empty({p.m, p.k}, dtype_of<T>));
-  }
-}
-
-template <class T>
-const T* const* Packs<T>::fill(const T* parameter) {
-  pointers_.clear();
-  for (std::size_t n = 0; n < tables_.size(); ++n) {
-    const TilePack& p = plan_.packs[n];
-    T* to = tables_[n].template write<T>().data();
-    pack(parameter + p.offset, p.row, p.column, p.m, p.k, to);
-    pointers_.push_back(to);
-  }
-  return pointers_.data();
-}
-template class Packs<float>;
-template class Packs<double>;
-
-template <class T>
 void run_tile(const TilePlan& plan, std::span<const TileInstruction> instructions,
               const TileMemory<T>& memory, T* largest) {
   Tile<T>(plan, memory, largest).run(instructions);

@@ -2,9 +2,7 @@
 #pragma once
 
 #include <span>
-#include <vector>
 
-#include "halftape/core/tensor.h"
 #include "halftape/core/tile_plan.h"
 
 namespace halftape::cpu {
@@ -38,19 +36,6 @@ struct TileMemory {
 template <class T>
 void run_tile(const TilePlan& plan, std::span<const TileInstruction> instructions,
               const TileMemory<T>& memory, T* largest);
-
-// The tables of plan.packs as gemm takes them, `packed`.
-template <class T>
-class Packs {
- public:
-  explicit Packs(const TilePlan& plan);
-  const T* const* fill(const T* parameter);  // with the table as it is now
-
- private:
-  const TilePlan& plan_;
-  std::vector<Tensor> tables_;
-  std::vector<const T*> pointers_;
-};
 
 // Numbers of TileMemory::transposed.
 std::int64_t transposed_numbers(const TilePlan& plan, std::int64_t lanes);

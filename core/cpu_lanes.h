@@ -37,6 +37,7 @@ struct Gemm {
   const T* bias = nullptr;
   bool accumulate = false;
   LaneRounding rounding = LaneRounding::none;
+  bool goes_on = false;  // more terms will be added: nothing is rounded yet
   std::int64_t groups = 1, x_group = 0, c_group = 0;
   std::int64_t parts = 1, a_part = 0, x_part = 0;
   // Of a packed `a`: all its rows and terms, and the first of each that is wanted.

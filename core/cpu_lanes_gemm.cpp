@@ -145,7 +145,10 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
       }
     }
   };
-  if (accumulate) {
+  if (rounds && g.goes_on) {
+    finish([&](V total, const T* c, int)
+               HWY_ATTR { return accumulate ? hn::Add(hn::LoadU(d, c), total) : total; });
+  } else if (accumulate) {
     finish([&](V total, const T* c, int r) HWY_ATTR {
       total = rounded<rounding>(hn::Add(hn::LoadU(d, c), total));
       return rounds && bias != nullptr ? rounded<rounding>(hn::Add(total, hn::Set(d, bias[r])))
@@ -160,69 +163,58 @@ HWY_INLINE void gemm_block(const Gemm<T>& g, std::int64_t i,
   }
 }
 
-template <LaneRounding rounding, bool far, int N, bool together, class T>
-HWY_INLINE void gemm_rows(const Gemm<T>& g, const Columns<N, together, T>& columns) {
-  std::int64_t i = 0;
-  if (N == wide && g.packed_k > 0 && g.m > 9) {  // x comes to L1
-    gemm_block<rounding, 6, N == wide>(g, i, columns);
-    i = 6;
-  }
-  for (; g.m - i > 9; i += 6) {
-    gemm_block<rounding, 6, far>(g, i, columns);
-  }
-  for (std::int64_t m = 0; i < g.m; i += m) {
-    m = cpu::gemm_rows(g.m - i);
-    switch (m) {
-      case 1:
-        gemm_block<rounding, 1>(g, i, columns);
-        break;
-      case 2:
-        gemm_block<rounding, 2>(g, i, columns);
-        break;
-      case 3:
-        gemm_block<rounding, 3>(g, i, columns);
-        break;
-      case 4:
-        gemm_block<rounding, 4>(g, i, columns);
-        break;
-      case 5:
-        gemm_block<rounding, 5>(g, i, columns);
-        break;
-      default:
-        gemm_block<rounding, 6>(g, i, columns);
-        break;
-    }
-  }
-}
-
 template <LaneRounding rounding, int N, bool together, class T>
 HWY_INLINE void gemm_columns(const Gemm<T>& g, Columns<N, together, T> columns) {
-  if (g.packed_k == 0) {
-    constexpr std::int64_t near = 32768;  // bytes of x that stay in L1
-    constexpr std::int64_t term = N * vector_length<T> * std::int64_t(sizeof(T));
-    if (N < wide || g.k * g.parts * term <= near) {
-      gemm_rows<rounding, false>(g, columns);
-    } else {
-      gemm_rows<rounding, N == wide>(g, columns);
+  constexpr std::int64_t near = 32768;  // bytes of x that stay in L1
+  constexpr std::int64_t term = N * vector_length<T> * std::int64_t(sizeof(T));
+  Gemm<T> some = g;  // all terms, or a stretch of a packed table's
+  std::int64_t left = g.k;
+  do {
+    if (g.packed_k > 0) {
+      some.k = std::min(left, packed_terms - some.first_k % packed_terms);
+      const bool with_bias = left == (rounding == LaneRounding::none ? g.k : some.k);
+      some.bias = with_bias ? g.bias : nullptr;
+      some.goes_on = g.goes_on || left > some.k;
     }
-    return;
-  }
-  Gemm<T> some = g;
-  for (std::int64_t left = g.k; left > 0; left -= some.k) {
-    some.k = std::min(left, packed_terms - some.first_k % packed_terms);
-    if (rounding == LaneRounding::none || left > some.k) {
-      some.bias = rounding != LaneRounding::none || left < g.k ? nullptr : g.bias;
-      gemm_rows<LaneRounding::none, false>(some, columns);
-    } else {
-      some.bias = g.bias;
-      gemm_rows<rounding, false>(some, columns);
+    std::int64_t i = 0;
+    if (N == wide && some.k * g.parts * term > near) {
+      for (; g.m - i > 9; i += 6) {
+        gemm_block<rounding, 6, N == wide>(some, i, columns);
+      }
+    }
+    for (; g.m - i > 9; i += 6) {
+      gemm_block<rounding, 6>(some, i, columns);
+    }
+    for (std::int64_t m = 0; i < g.m; i += m) {
+      m = gemm_rows(g.m - i);
+      switch (m) {
+        case 1:
+          gemm_block<rounding, 1>(some, i, columns);
+          break;
+        case 2:
+          gemm_block<rounding, 2>(some, i, columns);
+          break;
+        case 3:
+          gemm_block<rounding, 3>(some, i, columns);
+          break;
+        case 4:
+          gemm_block<rounding, 4>(some, i, columns);
+          break;
+        case 5:
+          gemm_block<rounding, 5>(some, i, columns);
+          break;
+        default:
+          gemm_block<rounding, 6>(some, i, columns);
+          break;
+      }
     }
     some.first_k += some.k;
     some.accumulate = true;
     for (const T*& x : columns.first_x) {
       x += some.k * g.x_stride;
     }
-  }
+    left -= some.k;
+  } while (left > 0);
 }
 
 // Few terms: x stays in registers while the rows of c go by.

@@ -11,17 +11,16 @@ namespace halftape::cpu {
 template <class T>
 class Packs {
  public:
-  explicit Packs(const TilePlan& plan) : plan_(plan) {
-    for (const TilePack& p : plan.packs) {
-      tables_.push_back(Tensor::empty({p.m, p.k}, dtype_of<T>));
-    }
-    pointers_.resize(tables_.size());
-  }
+  explicit Packs(const TilePlan& plan) : plan_(plan) {}
 
-  // Of the table of parameters as it is now; TileMemory::packs.
+  // Of the table of parameters as it is now; TileMemory::packs. Allocates the first time.
   const T* const* fill(const T* parameter) {
-    for (std::size_t n = 0; n < tables_.size(); ++n) {
+    pointers_.resize(plan_.packs.size());
+    for (std::size_t n = 0; n < pointers_.size(); ++n) {
       const TilePack& p = plan_.packs[n];
+      if (n == tables_.size()) {
+        tables_.push_back(Tensor::empty({p.m, p.k}, dtype_of<T>));
+      }
       T* to = tables_[n].template write<T>().data();
       pack(parameter + p.offset, p.row, p.column, p.m, p.k, to);
       pointers_[n] = to;

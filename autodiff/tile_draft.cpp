@@ -194,13 +194,13 @@ void TileDraft::sink_sums(std::vector<TileInstruction>& list) {
   list = std::move(result);
 }
 
+// Large tables that products read, each in each of its directions once.
 void TileDraft::find_packs() {
-  constexpr std::int32_t large = 65536;  // numbers; smaller tables gain nothing
   for (auto* list : {&plan_.forward, &plan_.backward}) {
     for (TileInstruction& i : *list) {
       const TileLoops& l = i.loops;
       if (i.kind != TileInstruction::Kind::gemm || i.in[0].ref.space != TileSpace::parameter ||
-          l.m * l.k < large) {
+          l.m * l.k < least_packed) {
         continue;
       }
       const TilePack pack{i.in[0].ref.offset, l.m, l.k, l.lhs[1], l.lhs[2]};

@@ -221,27 +221,28 @@ void TileDraft::repeat_wide_maps() {
     ++writers[std::size_t(i.out.offset)];
   }
   // The maps that make a value of what is kept, in order; false where it takes more than those.
-  const std::function<bool(const TileRef&, std::vector<const TileInstruction*>&)> chain =
-      [&](const TileRef& ref, std::vector<const TileInstruction*>& maps) {
-        const TileInstruction* map = maker[std::size_t(ref.offset)];
-        bool good = map != nullptr && map->kind == TileInstruction::Kind::map &&
-                    writers[std::size_t(ref.offset)] == 1 && int(maps.size()) < most_maps;
-        for (int k = 0; good && k < map->operands; ++k) {
-          const TileRef& x = map->in[std::size_t(k)].ref;
-          const bool there = !is_rows(x) || (is_narrow(x) && read[std::size_t(x.offset)]);
-          good = there || chain(x, maps);
-        }
-        if (good && std::find(maps.begin(), maps.end(), map) == maps.end()) {
-          maps.push_back(map);
-        }
-        return good;
-      };
+  using Maps = std::vector<const TileInstruction*>;
+  const std::function<bool(const TileRef&, Maps&, int)> chain = [&](const TileRef& ref, Maps& maps,
+                                                                    int longest) {
+    const TileInstruction* map = maker[std::size_t(ref.offset)];
+    bool good = map != nullptr && map->kind == TileInstruction::Kind::map &&
+                writers[std::size_t(ref.offset)] == 1 && longest > 0;
+    for (int k = 0; good && k < map->operands; ++k) {
+      const TileRef& x = map->in[std::size_t(k)].ref;
+      const bool there = !is_rows(x) || (is_narrow(x) && read[std::size_t(x.offset)]);
+      good = there || chain(x, maps, longest - 1);
+    }
+    if (good && std::find(maps.begin(), maps.end(), map) == maps.end()) {
+      maps.push_back(map);
+    }
+    return good;
+  };
   std::vector<std::int32_t> own(storages_.size(), -1);
   std::vector<TileInstruction> again;
   for (const TileInstruction& i : plan.forward) {
-    std::vector<const TileInstruction*> maps;
+    Maps maps;
     if (!read[std::size_t(i.out.offset)] || is_narrow(i.out) || storage(i.out).pinned ||
-        !chain(i.out, maps) || int(maps.size()) > most_maps) {
+        !chain(i.out, maps, most_maps) || int(maps.size()) > most_maps) {
       continue;
     }
     for (const TileInstruction* map : maps) {

@@ -176,16 +176,8 @@ HWY_INLINE void gemm_columns(const Gemm<T>& g, Columns<N, together, T> columns) 
       some.bias = with_bias ? g.bias : nullptr;
       some.goes_on = g.goes_on || left > some.k;
     }
-    std::int64_t i = 0;
-    if (N == wide && some.k * g.parts * term > near) {
-      for (; g.m - i > 9; i += 6) {
-        gemm_block<rounding, 6, N == wide>(some, i, columns);
-      }
-    }
-    for (; g.m - i > 9; i += 6) {
-      gemm_block<rounding, 6>(some, i, columns);
-    }
-    for (std::int64_t m = 0; i < g.m; i += m) {
+    const bool far = N == wide && some.k * g.parts * term > near;
+    for (std::int64_t i = 0, m = 0; i < g.m; i += m) {
       m = gemm_rows(g.m - i);
       switch (m) {
         case 1:
@@ -204,7 +196,8 @@ HWY_INLINE void gemm_columns(const Gemm<T>& g, Columns<N, together, T> columns) 
           gemm_block<rounding, 5>(some, i, columns);
           break;
         default:
-          gemm_block<rounding, 6>(some, i, columns);
+          far ? gemm_block<rounding, 6, N == wide>(some, i, columns)
+              : gemm_block<rounding, 6>(some, i, columns);
           break;
       }
     }

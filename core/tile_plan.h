@@ -99,6 +99,9 @@ struct TilePack {
   friend bool operator==(const TilePack&, const TilePack&) = default;
 };
 
+// Numbers that a table has at least to gain by it.
+inline constexpr std::int32_t least_packed = 65536;
+
 struct TilePlan {
   std::vector<TileInstruction> forward, backward;
   std::vector<std::int32_t> index;

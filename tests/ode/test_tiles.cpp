@@ -513,7 +513,7 @@ TEST_CASE("weights too large for sums lane by lane, and rows too long for wide t
 
 TEST_CASE("large weights, packed once a pass, give the interpreter's results, and long sums do") {
   // 16 products with every table a pass: tiles are 2, stages 4, steps 2.
-  for (const std::int64_t hidden : {220, 217}) {  // the last rows: six; four and five
+  for (const std::int64_t hidden : {220, 217}) {  // the last rows: four; four and three
     const Problem problem = problem_of(
         [](const Var& t, const Var& y, Theta p) {
           const Var x = tanh(matmul(y, p[0], Transpose::rhs) + p[1] * t);
@@ -609,7 +609,7 @@ TEST_CASE("late slopes in half precision are as near to f64 as the interpreter's
   constexpr std::int64_t rows = 20, inputs = 33, hidden = 40;
   for (const bool steep : {false, true}) {
     CAPTURE(steep);
-    // A derivative of 2000 takes the first seed, 2^-7 below f16's top, over it.
+    // A steep derivative takes the first seed, 2^-7 below f16's top, over it.
     Problem problem = with_jacobian(rows, inputs, hidden);
     const double factor = steep ? 200.0 : 0.1;
     problem.velocity = [=](const Var& t, const State& y, Theta p) {

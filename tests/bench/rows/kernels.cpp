@@ -69,7 +69,7 @@ class Tiles {
         weight_(p.n * p.k),
         sums_(p.rows * p.n),
         transposed_(lanes_ * p.n),
-        packed_(p.n * p.k >= 65536) {
+        packed_(p.n * p.k >= least_packed) {
     const auto place = [&](std::int64_t row, std::int64_t feature, std::int64_t features) {
       return (row / lanes_ * features + feature) * lanes_ + row % lanes_;
     };
@@ -94,8 +94,11 @@ class Tiles {
           weight[std::size_t(j * p.k + l)] = data.w[l * p.n + j];
         }
       }
-      packed_ ? cpu::pack(weight.data(), p.k, 1, p.n, p.k, weight_.data())
-              : void(std::copy(weight.begin(), weight.end(), weight_.data()));
+      if (packed_) {
+        cpu::pack(weight.data(), p.k, 1, p.n, p.k, weight_.data());
+      } else {
+        std::copy(weight.begin(), weight.end(), weight_.data());
+      }
     }
   }
 

@@ -70,20 +70,12 @@ bool drawn(int label, double u, double v, double style) {
   }
 }
 
-struct Blot {
-  double x, y, radius;
-  bool foreground;
-  bool covers(double px, double py) const {
-    return (px - x) * (px - x) + (py - y) * (py - y) < radius * radius;
-  }
-};
-
 void draw(int label, Dice dice, std::int64_t side, std::uint8_t* image) {
   // Lengths in units of the side.
-  const double x0 = dice.between(0.3, 0.7), y0 = dice.between(0.3, 0.7);
-  const double scale = dice.between(0.22, 0.42), angle = dice.between(0, 2 * pi);
-  const double style = dice.between(0, 1), contrast = dice.between(0.3, 0.8);
-  const double noise = dice.between(0.01, 0.1);
+  const double x0 = dice.between(0.4, 0.6), y0 = dice.between(0.4, 0.6);
+  const double scale = dice.between(0.3, 0.45), angle = dice.between(-0.3, 0.3);
+  const double style = dice.between(0, 1), contrast = dice.between(0.5, 0.8);
+  const double noise = dice.between(0.01, 0.04);
   const double light_x = dice.between(-0.3, 0.3), light_y = dice.between(-0.3, 0.3);
   Colour back, front;
   for (int c = 0; c < 3; ++c) {
@@ -95,10 +87,6 @@ void draw(int label, Dice dice, std::int64_t side, std::uint8_t* image) {
   for (int c = 0; c < 3; ++c) {
     front.channel[c] = back.channel[c] + contrast * front.channel[c] / length;
   }
-  Blot blots[2];
-  for (int i = 0; i < 2; ++i) {
-    blots[i] = {dice.between(0, 1), dice.between(0, 1), dice.between(0.04, 0.12), i == 0};
-  }
   const double cosine = std::cos(angle) / scale, sine = std::sin(angle) / scale;
   for (std::int64_t row = 0; row < side; ++row) {
     for (std::int64_t column = 0; column < side; ++column) {
@@ -106,12 +94,8 @@ void draw(int label, Dice dice, std::int64_t side, std::uint8_t* image) {
       for (int k = 0; k < samples * samples; ++k) {
         const double x = (double(column) + (k % samples + 0.5) / samples) / double(side);
         const double y = (double(row) + (k / samples + 0.5) / samples) / double(side);
-        bool in = drawn(label, (x - x0) * cosine + (y - y0) * sine,
-                        (y - y0) * cosine - (x - x0) * sine, style);
-        for (const Blot& blot : blots) {
-          in = blot.covers(x, y) ? blot.foreground : in;
-        }
-        covered += in;
+        covered += drawn(label, (x - x0) * cosine + (y - y0) * sine,
+                         (y - y0) * cosine - (x - x0) * sine, style);
       }
       const double share = double(covered) / (samples * samples);
       const double light = light_x * (double(column) / double(side) - 0.5) +

@@ -3,8 +3,9 @@
 // small convolutional net has to work for, generated anywhere.
 //
 // Classes: disc, ring, square, triangle, cross, star, stripes, checks, dots, waves. Every image
-// draws its position, scale, angle, two colours of small or large contrast, a gradient of light,
-// two blots and the strength of its noise.
+// draws its position (around the middle), scale, tilt (up to 0.3 rad), two colours, a gradient of
+// light and the strength of its noise: enough for a small net to need thousands of steps, and few
+// enough for them to suffice, so that its accuracy can be compared between precisions.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@
 // hypernetwork.
 //   mixed     f16 or bf16 velocity and stored states, sums in f32 (the method)
 //   uniform   f16 in every role: states and adjoints are summed in f16, too
+// --sweep adds f32, tf32 and mixed f16 without scaling and with a scale on the loss.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -35,6 +36,9 @@ struct RoundoffOptions {
 };
 
 constexpr int width = 128;
+const std::vector<std::string> methods{"euler", "rk4"};
+
+std::string data_name(const std::string& method) { return "2spirals, " + method; }
 
 struct Setting {
   std::string name;
@@ -43,13 +47,23 @@ struct Setting {
   Scaling scaling;
 };
 
-std::vector<Setting> settings() {
-  return {{"f16 mixed", {"f16", "dynamic"}, Precision::mixed(DType::f16), Scaling::dynamic()},
-          {"bf16 mixed", {"bf16", "none"}, Precision::mixed(DType::bf16), Scaling::none()},
-          {"f16 uniform",
-           {"f16 uniform", "dynamic"},
-           Precision::uniform(DType::f16),
-           Scaling::dynamic()}};
+std::vector<Setting> settings(bool sweep) {
+  const auto mixed = Precision::mixed(DType::f16);
+  const Scaling unscaled = Scaling::none(Scaling::Overflow::propagate);
+  std::vector<Setting> result{
+      {"f16 mixed", {"f16", "dynamic"}, mixed, Scaling::dynamic()},
+      {"bf16 mixed", {"bf16", "none"}, Precision::mixed(DType::bf16), Scaling::none()},
+      {"f16 uniform",
+       {"f16 uniform", "dynamic"},
+       Precision::uniform(DType::f16),
+       Scaling::dynamic()}};
+  if (sweep) {
+    result.push_back({"f16 mixed, unscaled", {"f16", "none"}, mixed, unscaled});
+    result.push_back({"f16 mixed, loss scaled", {"f16", "global"}, mixed, unscaled});
+    result.push_back({"f32", {"f32", "none"}, Precision::parse("f32"), Scaling::none()});
+    result.push_back({"tf32", {"tf32", "none"}, Precision::parse("tf32"), Scaling::none()});
+  }
+  return result;
 }
 
 // Trains the flow in f32 when no weights are given.
@@ -82,7 +96,7 @@ struct Solved {
 };
 
 Solved solve(const HyperFlow& flow, const Tensor& points, const std::string& method, int steps,
-             const Precision& precision, const Scaling& scaling) {
+             const Precision& precision, const Scaling& scaling, double loss_scale = 1) {
   Tape tape;
   const DType high = precision.accumulate;
   const Var z = tape.leaf(points.to(high));
@@ -96,14 +110,44 @@ Solved solve(const HyperFlow& flow, const Tensor& points, const std::string& met
     return reshape(slice(all, 0, steps, steps + 1), {batch, columns});
   };
   const Var loss = -mean(normal_log_density(last(all_z, 2)) + last(all_l, 1));
-  const Gradients gradients = tape.backward(loss);
+  const Gradients gradients = tape.backward(loss_scale * loss);
+  const auto unscaled = [&](const Tensor& gradient) {
+    std::vector<double> values = gradient.to_vector();
+    for (double& value : values) {
+      value /= loss_scale;
+    }
+    return values;
+  };
   Solved solved;
   solved.trajectory = {all_z.value().to_vector(), all_l.value().to_vector()};
-  solved.y0_bar = {gradients[z].to_vector(), gradients[l].to_vector()};
+  solved.y0_bar = {unscaled(gradients[z]), unscaled(gradients[l])};
   for (const Parameter& parameter : flow.parameters()) {
-    solved.theta_bar.push_back(gradients[parameter].to_vector());
+    solved.theta_bar.push_back(unscaled(gradients[parameter]));
   }
   return solved;
+}
+
+bool finite(const Solved& solved) {
+  const auto all = [](const auto& tensors) {
+    return std::ranges::all_of(tensors, [](const auto& tensor) {
+      return std::ranges::all_of(tensor, [](double x) { return std::isfinite(x); });
+    });
+  };
+  return all(solved.y0_bar) && all(solved.theta_bar);
+}
+
+// Under global scaling the loss is multiplied by 2^16, or by the largest smaller power of two with
+// which every gradient is finite.
+Solved solve(const HyperFlow& flow, const Tensor& points, const std::string& method, int steps,
+             const Setting& setting) {
+  const bool global = setting.configuration.scaling == "global";
+  for (int exponent = global ? 16 : 0;; --exponent) {
+    Solved solved = solve(flow, points, method, steps, setting.precision, setting.scaling,
+                          std::ldexp(1, exponent));
+    if (!global || finite(solved) || exponent == -4) {
+      return solved;
+    }
+  }
 }
 
 double relative_error(const std::vector<double>& x, const std::vector<double>& reference) {
@@ -146,11 +190,93 @@ double slope(const std::vector<double>& n, const std::vector<double>& error) {
   return (count * sxy - sx * sy) / (count * sxx - sx * sx);
 }
 
-void run(const Options& options, const RoundoffOptions& own) {
-  if (options.threads > 0) {
-    set_threads(int(options.threads));
+// What the table says of one configuration.
+Metrics metrics(const std::vector<int>& counts,
+                const std::map<std::string, std::vector<double>>& curves) {
+  const std::vector<double> n(counts.begin(), counts.end());
+  Metrics result;
+  for (const auto& [metric, curve] : curves) {
+    for (std::size_t i = 0; i < n.size(); ++i) {
+      result.emplace_back(fmt::format("{}, N = {}", metric, counts[i]), curve[i]);
+    }
+    const auto [low, high] = std::minmax_element(curve.begin(), curve.end());
+    result.emplace_back(metric + ", slope", slope(n, curve));
+    result.emplace_back(metric + ", largest / least", *high / *low);
   }
-  SweepTable table(options);  // refuses a folder of other options before anything is computed
+  return result;
+}
+
+// Curves by metric, as the table has them.
+std::map<std::string, std::vector<double>> curves_of(const SweepTable& table,
+                                                     const std::string& data,
+                                                     const Configuration& configuration) {
+  std::map<std::string, std::vector<double>> curves;
+  for (const SweepRow& row : table.rows()) {
+    const std::size_t comma = row.metric.find(", N = ");
+    if (row.data == data && row.precision == configuration.precision &&
+        row.scaling == configuration.scaling && comma != std::string::npos) {
+      curves[row.metric.substr(0, comma)].push_back(row.value);
+    }
+  }
+  return curves;
+}
+
+// A panel for each method and setting, lines on the terminal, the figures as JSON.
+void show(const Options& options, const RoundoffOptions& own, const SweepTable& table,
+          const std::vector<int>& counts) {
+  const std::vector<double> n(counts.begin(), counts.end());
+  const std::vector<Setting> all = settings(options.sweep);
+  Picture picture{.title = "rounding error against the number of steps N",
+                  .columns = int(all.size()),
+                  .panel_width = options.sweep ? 420 : 520};
+  fmt::print("roundoff: {} batches of {} points, N = {} .. {}; error at both ends, slope over N\n",
+             own.batches, options.batch, counts.front(), counts.back());
+  Json figures = Json::array();
+  for (const std::string& method : methods) {
+    std::map<std::string, std::map<std::string, double>> at_the_end;  // by setting and metric
+    for (const Setting& setting : all) {
+      Panel panel{.title = fmt::format("{}, {}", method, setting.name),
+                  .x_label = "N",
+                  .y_label = "relative error",
+                  .x_axis = Axis::log2,
+                  .y_axis = Axis::log10,
+                  .y_range = std::pair{options.sweep ? 1e-8 : 1e-5, 1.0}};
+      for (const auto& [metric, curve] :
+           curves_of(table, data_name(method), setting.configuration)) {
+        panel.series.push_back({.label = metric, .x = n, .y = curve, .mark = Mark::line_points});
+        figures.push_back({{"method", method},
+                           {"setting", setting.name},
+                           {"metric", metric},
+                           {"n", n},
+                           {"error", curve},
+                           {"slope", slope(n, curve)}});
+        if (metric == "solution" || metric == "gradient y0" || metric == "gradient W2") {
+          fmt::print("  {:<5} {:<22} {:<12} {:.2e} {:.2e}  slope {:5.2f}\n", method, setting.name,
+                     metric, curve.front(), curve.back(), slope(n, curve));
+        }
+        at_the_end[setting.name][metric] = curve.back();
+      }
+      picture.panels.push_back(std::move(panel));
+    }
+    const auto ratio = [&](const std::string& metric) {
+      return at_the_end["bf16 mixed"][metric] / at_the_end["f16 mixed"][metric];
+    };
+    fmt::print("  {:<5} bf16 / f16  solution {:.1f}, gradient y0 {:.1f}\n", method,
+               ratio("solution"), ratio("gradient y0"));
+  }
+  if (write_picture(picture, options.out, "roundoff")) {
+    fmt::print("  picture               {0}/roundoff.png, {0}/roundoff.svg\n", options.out);
+  }
+  if (!options.json.empty()) {
+    Json report = new_report("roundoff", options, threads());
+    report["curves"] = figures;
+    write_json(options.json, report);
+  }
+}
+
+// Solves with every method, setting and N on every batch; the table gets the medians.
+void compute(const Options& options, const RoundoffOptions& own, const std::vector<int>& counts,
+             SweepTable& table) {
   Random random(options.seed);
   const HyperFlow flow(2, width, {32, 32}, random);
   if (own.weights.empty()) {
@@ -167,94 +293,54 @@ void run(const Options& options, const RoundoffOptions& own) {
   for (std::int64_t k = 0; k < own.batches; ++k) {
     batches.push_back(sample(ToyDensity::two_spirals, options.batch, random));
   }
+  const std::vector<Setting> all = settings(options.sweep);
+  Progress progress("solving", std::int64_t(methods.size() * counts.size()));
+  std::int64_t done = 0;
+  for (const std::string& method : methods) {
+    // Curves by setting and metric.
+    std::map<std::string, std::map<std::string, std::vector<double>>> curves;
+    for (const int steps : counts) {
+      std::map<std::string, std::map<std::string, std::vector<double>>> by_batch;
+      for (const Tensor& points : batches) {
+        const Solved exact =
+            solve(in_f64, points, method, steps, Precision::uniform(DType::f64), Scaling::none());
+        for (const Setting& setting : all) {
+          const Solved solved = solve(flow, points, method, steps, setting);
+          for (const auto& [metric, error] : errors(solved, exact)) {
+            by_batch[setting.name][metric].push_back(error);
+          }
+        }
+      }
+      for (const auto& [setting, metrics] : by_batch) {
+        for (const auto& [metric, error] : metrics) {
+          curves[setting][metric].push_back(median(error));
+        }
+      }
+      progress.update(++done, fmt::format("{} N = {}", method, steps));
+    }
+    for (const Setting& setting : all) {
+      table.add("roundoff", data_name(method), setting.configuration,
+                metrics(counts, curves[setting.name]));
+    }
+  }
+}
 
+void run(const Options& options, const RoundoffOptions& own) {
+  if (options.threads > 0) {
+    set_threads(int(options.threads));
+  }
   std::vector<int> counts;
   for (const int n : {64, 100, 128, 256, 512, 1000, 1024, 2048, 4096}) {
     if (n <= own.largest) {
       counts.push_back(n);
     }
   }
-  const std::vector<std::string> methods{"euler", "rk4"};
-  // Curves by method, setting and metric.
-  std::map<std::string, std::map<std::string, std::map<std::string, std::vector<double>>>> curves;
-  {
-    Progress progress("solving", std::int64_t(methods.size() * counts.size()));
-    std::int64_t done = 0;
-    for (const std::string& method : methods) {
-      for (const int steps : counts) {
-        std::map<std::string, std::map<std::string, std::vector<double>>> by_batch;
-        for (const Tensor& points : batches) {
-          const Solved exact =
-              solve(in_f64, points, method, steps, Precision::uniform(DType::f64), Scaling::none());
-          for (const Setting& setting : settings()) {
-            const Solved solved =
-                solve(flow, points, method, steps, setting.precision, setting.scaling);
-            for (const auto& [metric, error] : errors(solved, exact)) {
-              by_batch[setting.name][metric].push_back(error);
-            }
-          }
-        }
-        for (const auto& [setting, metrics] : by_batch) {
-          for (const auto& [metric, error] : metrics) {
-            curves[method][setting][metric].push_back(median(error));
-          }
-        }
-        progress.update(++done, fmt::format("{} N = {}", method, steps));
-      }
-    }
+  SweepTable table(options);  // refuses a folder of other options before anything is computed
+  const Setting last = settings(options.sweep).back();
+  if (!options.sweep || !table.has("roundoff", data_name(methods.back()), last.configuration)) {
+    compute(options, own, counts, table);
   }
-
-  const std::vector<double> n(counts.begin(), counts.end());
-  Picture picture{.title = "rounding error against the number of steps N", .columns = 3};
-  fmt::print("roundoff: {} batches of {} points, N = {} .. {}; error at both ends, slope over N\n",
-             batches.size(), options.batch, counts.front(), counts.back());
-  Json figures = Json::array();
-  for (const std::string& method : methods) {
-    for (const Setting& setting : settings()) {
-      Panel panel{.title = fmt::format("{}, {}", method, setting.name),
-                  .x_label = "N",
-                  .y_label = "relative error",
-                  .x_axis = Axis::log2,
-                  .y_axis = Axis::log10,
-                  .y_range = std::pair{1e-5, 1.0}};
-      Metrics metrics;
-      for (const auto& [metric, curve] : curves[method][setting.name]) {
-        panel.series.push_back({.label = metric, .x = n, .y = curve, .mark = Mark::line_points});
-        for (std::size_t i = 0; i < n.size(); ++i) {
-          metrics.emplace_back(fmt::format("{}, N = {}", metric, counts[i]), curve[i]);
-        }
-        const auto [low, high] = std::minmax_element(curve.begin(), curve.end());
-        metrics.emplace_back(metric + ", slope", slope(n, curve));
-        metrics.emplace_back(metric + ", largest / least", *high / *low);
-        figures.push_back({{"method", method},
-                           {"setting", setting.name},
-                           {"metric", metric},
-                           {"n", n},
-                           {"error", curve},
-                           {"slope", slope(n, curve)}});
-        if (metric == "solution" || metric == "gradient y0" || metric == "gradient W2") {
-          fmt::print("  {:<5} {:<11} {:<12} {:.2e} {:.2e}  slope {:5.2f}\n", method, setting.name,
-                     metric, curve.front(), curve.back(), slope(n, curve));
-        }
-      }
-      picture.panels.push_back(std::move(panel));
-      table.add("roundoff", "2spirals, " + method, setting.configuration, metrics);
-    }
-    const auto ratio = [&](const std::string& metric) {
-      return curves[method]["bf16 mixed"][metric].back() /
-             curves[method]["f16 mixed"][metric].back();
-    };
-    fmt::print("  {:<5} bf16 / f16  solution {:.1f}, gradient y0 {:.1f}\n", method,
-               ratio("solution"), ratio("gradient y0"));
-  }
-  if (write_picture(picture, options.out, "roundoff")) {
-    fmt::print("  picture               {0}/roundoff.png, {0}/roundoff.svg\n", options.out);
-  }
-  if (!options.json.empty()) {
-    Json report = new_report("roundoff", options, threads());
-    report["curves"] = figures;
-    write_json(options.json, report);
-  }
+  show(options, own, table, counts);
 }
 
 }  // namespace
@@ -263,8 +349,8 @@ int main(int argc, char** argv) {
   RoundoffOptions own;
   OptionSpec spec{.example = "roundoff",
                   .about = "Shows how rounding errors grow with the number of steps."};
-  spec.flags = {Flag::iterations, Flag::batch, Flag::seed, Flag::threads,
-                Flag::out,        Flag::json,  Flag::quick};
+  spec.flags = {Flag::iterations, Flag::batch, Flag::seed,  Flag::threads,
+                Flag::out,        Flag::json,  Flag::quick, Flag::sweep};
   spec.defaults.iterations = 400;
   spec.defaults.batch = 16;
   spec.defaults.seed = 42;

@@ -240,7 +240,7 @@ void show(const Options& options, const RoundoffOptions& own, const SweepTable& 
                   .y_label = "relative error",
                   .x_axis = Axis::log2,
                   .y_axis = Axis::log10,
-                  .y_range = std::pair{options.sweep ? 1e-8 : 1e-5, 1.0}};
+                  .y_range = options.sweep ? std::pair{1e-8, 10.0} : std::pair{1e-5, 1.0}};
       for (const auto& [metric, curve] :
            curves_of(table, data_name(method), setting.configuration)) {
         panel.series.push_back({.label = metric, .x = n, .y = curve, .mark = Mark::line_points});

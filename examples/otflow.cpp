@@ -78,6 +78,35 @@ Validation validate(const OtFlow& flow, const Velocity& velocity, const Tensor& 
           std::sqrt(inverse / double(x.shape()[0]))};
 }
 
+// A column of a run's metrics against the iteration.
+Series curve(const std::string& label, const Options& run, const std::string& column) {
+  const RunFolder folder(run);
+  return {.label = label,
+          .x = folder.column("iteration"),
+          .y = folder.column(column),
+          .mark = Mark::line_points};
+}
+
+// Loss and two of its terms in each of the runs, named by a label, and one panel more.
+void draw(const std::filesystem::path& out, const std::string& title,
+          const std::vector<std::pair<std::string, Options>>& runs, const Panel& more) {
+  Picture picture{.title = title};
+  const auto add = [&](const std::string& name, const std::string& column) {
+    Panel panel{.title = name, .x_label = "iteration"};
+    for (const auto& [label, run] : runs) {
+      panel.series.push_back(curve(label, run, column));
+    }
+    picture.panels.push_back(std::move(panel));
+  };
+  add("validation loss", "val_loss");
+  add("NLL", "val_nll");
+  add("HJB residual", "val_residual");
+  picture.panels.push_back(more);
+  if (write_picture(picture, out, "otflow")) {
+    fmt::print("  picture                  {0}/otflow.png, {0}/otflow.svg\n", out.string());
+  }
+}
+
 Metrics train(const Options& options, const OtFlowOptions& own, const Tables& tables) {
   Random random(options.seed);
   const std::int64_t d = tables.train.shape()[1];
@@ -155,23 +184,12 @@ Metrics train(const Options& options, const OtFlowOptions& own, const Tables& ta
   fmt::print("  stored states            {} bytes, peak {:.1f} MB\n", costs.stored_bytes,
              double(costs.peak_bytes) / 1e6);
   fmt::print("  retried stage VJPs       {} of {}\n", costs.retries, costs.vjps);
-  const std::vector<double> at = folder.column("iteration");
-  const auto panel = [&](const char* title, const char* column) {
-    return Panel{.title = title,
-                 .x_label = "iteration",
-                 .series = {{.x = at, .y = folder.column(column), .mark = Mark::line_points}}};
-  };
   Panel scale{.title = "adjoint scale", .x_label = "iteration", .y_label = "exponent e of S = 2^e"};
-  scale.series = {{.label = "largest", .x = at, .y = folder.column("exponent_most")},
-                  {.label = "least", .x = at, .y = folder.column("exponent_least")}};
-  if (write_picture({.title = fmt::format("{}, {}, {} scaling", tables.name, options.precision,
-                                          options.scaling),
-                     .panels = {panel("validation loss", "val_loss"), panel("NLL", "val_nll"),
-                                panel("HJB residual", "val_residual"), scale}},
-                    folder.path(), "otflow")) {
-    fmt::print("  picture                  {0}/otflow.png, {0}/otflow.svg\n",
-               folder.path().string());
-  }
+  scale.series = {curve("largest", options, "exponent_most"),
+                  curve("least", options, "exponent_least")};
+  draw(folder.path(),
+       fmt::format("{}, {}, {} scaling", tables.name, options.precision, options.scaling),
+       {{"", options}}, scale);
   if (!options.json.empty()) {
     Json report = new_report("otflow", options, threads());
     report["iterations"] = done;
@@ -207,20 +225,35 @@ void run(const Options& options, const OtFlowOptions& own) {
     return;
   }
   SweepTable table(options);
+  std::vector<std::pair<std::string, Options>> runs;
   for (const Configuration& configuration : paper_configurations) {
-    if (table.has("otflow", tables.name, configuration)) {
-      continue;
+    const Options one = configured(options, "otflow", configuration);
+    if (!table.has("otflow", tables.name, configuration)) {
+      Metrics metrics;
+      try {
+        metrics = train(one, own, tables);
+      } catch (const NumericError& error) {  // a result, too
+        fmt::print("otflow: {} stopped - {}\n", configuration.label(), error.what());
+        metrics = {{"val_loss", std::numeric_limits<double>::quiet_NaN()}};
+      }
+      table.add("otflow", tables.name, configuration, metrics);
     }
-    Metrics metrics;
-    try {
-      metrics = train(configured(options, "otflow", configuration), own, tables);
-    } catch (const NumericError& error) {  // a result, too
-      fmt::print("otflow: {} stopped - {}\n", configuration.label(), error.what());
-      metrics = {{"val_loss", std::numeric_limits<double>::quiet_NaN()}};
-    }
-    table.add("otflow", tables.name, configuration, metrics);
+    runs.emplace_back(configuration.label(), one);
   }
   fmt::print("{}", table.markdown());
+  Panel difference{.title = "NLL against that of f32",
+                   .x_label = "iteration",
+                   .y_label = "absolute difference",
+                   .y_axis = Axis::log10};
+  const Series reference = curve("", runs.front().second, "val_nll");
+  for (const auto& [label, run] : runs) {
+    Series series = curve(label, run, "val_nll");
+    for (std::size_t i = 0; i < std::min(series.y.size(), reference.y.size()); ++i) {
+      series.y[i] = std::fabs(series.y[i] - reference.y[i]);
+    }
+    difference.series.push_back(std::move(series));
+  }
+  draw(options.out, tables.name, runs, difference);
 }
 
 }  // namespace

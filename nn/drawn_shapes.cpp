@@ -47,26 +47,24 @@ bool drawn(int label, double u, double v, double style) {
       return radius < 0.9;
     case 1:  // ring
       return radius < 1 && radius > 0.4 + 0.3 * style;
-    case 2:  // square
-      return std::max(std::fabs(u), std::fabs(v)) < 0.8;
+    case 2:  // bar
+      return std::fabs(u) < 1 && std::fabs(v) < 0.25 + 0.15 * style;
     case 3: {  // triangle
       const double h = std::sqrt(0.75);
       return v > -0.5 && h * u + 0.5 * v < 0.5 && -h * u + 0.5 * v < 0.5;
     }
     case 4:  // cross
       return std::min(std::fabs(u), std::fabs(v)) < 0.2 + 0.15 * style && radius < 1;
-    case 5: {  // star: five tips
-      const double tip = std::fabs(2 * fraction(std::atan2(v, u) * 5 / (2 * pi)) - 1);
-      return radius < 0.4 + 0.6 * tip * tip;
-    }
+    case 5:  // hourglass
+      return std::fabs(u) < std::fabs(v) && std::fabs(v) < 0.9;
     case 6:  // stripes
       return fraction(waves * u) < 0.5;
     case 7:  // checks
       return (fraction(waves * u) < 0.5) != (fraction(waves * v) < 0.5);
     case 8:  // dots
       return std::hypot(fraction(waves * u) - 0.5, fraction(waves * v) - 0.5) < 0.35;
-    default:  // waves around the middle
-      return fraction(waves * radius) < 0.5;
+    default:  // waves around the middle, shorter ones
+      return fraction(1.5 * waves * radius) < 0.5;
   }
 }
 
@@ -122,7 +120,7 @@ ImageDataset drawn_shapes(std::int64_t n, std::uint64_t seed, std::int64_t side)
   }
   ImageDataset result{.images = Tensor::empty({n, 3, side, side}, DType::u8),
                       .labels = Tensor::empty({n}, DType::i64),
-                      .class_names = {"disc", "ring", "square", "triangle", "cross", "star",
+                      .class_names = {"disc", "ring", "bar", "triangle", "cross", "hourglass",
                                       "stripes", "checks", "dots", "waves"}};
   std::uint8_t* pixels = result.images.write<std::uint8_t>().data();
   std::int64_t* labels = result.labels.write<std::int64_t>().data();

@@ -2,7 +2,7 @@
 // classes. Not photographs, and never reported as a result on those data sets; but images that a
 // small convolutional net has to work for, generated anywhere.
 //
-// Classes: disc, ring, square, triangle, cross, star, stripes, checks, dots, waves. Every image
+// Classes: disc, ring, bar, triangle, cross, hourglass, stripes, checks, dots, waves. Every image
 // draws its position (around the middle), scale, tilt (up to 0.3 rad), two colours, a gradient of
 // light and the strength of its noise: enough for a small net to need thousands of steps, and few
 // enough for them to suffice, so that its accuracy can be compared between precisions.

@@ -245,7 +245,9 @@ std::vector<double> RunFolder::column(const std::string& name) const {
   std::vector<double> result;
   std::ifstream file(metrics());
   std::string line;
-  std::getline(file, line);
+  if (!std::getline(file, line)) {
+    return result;
+  }
   const std::vector<std::string> names = cells_of(line);
   const auto at = std::size_t(std::find(names.begin(), names.end(), name) - names.begin());
   if (at == names.size()) {

@@ -50,7 +50,8 @@ class RunFolder {
   // Appends a row; the columns are those of the first. Values that differ between two runs of the
   // same options, such as times, do not belong here: put them into the JSON summary.
   void log(std::int64_t iteration, const std::vector<std::pair<std::string, double>>& values);
-  // All of one column, from the beginning of the run; "iteration" is one.
+  // All of one column, from the beginning of the run; "iteration" is one. Empty before the first
+  // row, also of a run that failed there.
   std::vector<double> column(const std::string& name) const;
 
   // Saves at every multiple of options.checkpoint_every (by default twenty times a run) and at the

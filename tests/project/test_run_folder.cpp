@@ -216,6 +216,7 @@ TEST_CASE("metrics keep full digits, and columns are fixed by the first row") {
                        "run_folder: log before start. Fix: call start with the checkpoint first.",
                        ValueError);
   CHECK(run.start(checkpoint) == 0);
+  CHECK(run.column("loss").empty());
   constexpr double inf = std::numeric_limits<double>::infinity();
   run.log(1, {{"loss", 0.1 + 0.2}, {"scale", -inf}});
   run.log(5, {{"loss", -std::nan("")}, {"scale", 5e-324}});

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 
 #include "halftape/core/check.h"
 #include "halftape/core/random.h"
@@ -10,7 +9,6 @@
 namespace halftape {
 namespace {
 
-constexpr double pi = std::numbers::pi;
 constexpr int samples = 3;  // each way in a pixel: edges are antialiased
 
 struct Colour {

@@ -274,8 +274,9 @@ void show(const Options& options, const RoundoffOptions& own, const SweepTable& 
   }
 }
 
-// Solves with every method, setting and N on every batch; the table gets the medians.
-void compute(const Options& options, const RoundoffOptions& own, const std::vector<int>& counts,
+// Solves with each of the methods, every setting and N on every batch; the table gets the medians.
+void compute(const Options& options, const RoundoffOptions& own,
+             const std::vector<std::string>& missing, const std::vector<int>& counts,
              SweepTable& table) {
   Random random(options.seed);
   const HyperFlow flow(2, width, {32, 32}, random);
@@ -294,9 +295,9 @@ void compute(const Options& options, const RoundoffOptions& own, const std::vect
     batches.push_back(sample(ToyDensity::two_spirals, options.batch, random));
   }
   const std::vector<Setting> all = settings(options.sweep);
-  Progress progress("solving", std::int64_t(methods.size() * counts.size()));
+  Progress progress("solving", std::int64_t(missing.size() * counts.size()));
   std::int64_t done = 0;
-  for (const std::string& method : methods) {
+  for (const std::string& method : missing) {
     // Curves by setting and metric.
     std::map<std::string, std::map<std::string, std::vector<double>>> curves;
     for (const int steps : counts) {
@@ -336,9 +337,15 @@ void run(const Options& options, const RoundoffOptions& own) {
     }
   }
   SweepTable table(options);  // refuses a folder of other options before anything is computed
-  const Setting last = settings(options.sweep).back();
-  if (!options.sweep || !table.has("roundoff", data_name(methods.back()), last.configuration)) {
-    compute(options, own, counts, table);
+  std::vector<std::string> missing = methods;
+  if (options.sweep) {
+    const Configuration last = settings(true).back().configuration;
+    std::erase_if(missing, [&](const std::string& method) {
+      return table.has("roundoff", data_name(method), last);
+    });
+  }
+  if (!missing.empty()) {
+    compute(options, own, missing, counts, table);
   }
   show(options, own, table, counts);
 }

@@ -1,5 +1,6 @@
 #include "halftape/autodiff/precision_policy.h"
 
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -41,26 +42,27 @@ class Retyper {
     return found == policy_.overrides.end() ? op.precision : found->second;
   }
 
-  bool meets_input(ValueId id) const { return to_.dependence(id) & depends_on::input; }
-
   // The dtype an instruction's floating operands take.
   DType operand_dtype(const OpDef& op, std::span<const ValueId> operands) const {
-    bool any = false;
-    DType widest = policy_.compute;
+    // Of operands that depend on an input, and of those that depend on the time alone.
+    std::optional<DType> widest, widest_of_time;
     DType recorded = policy_.high;
     for (const ValueId id : operands) {
       const DType dtype = to_.type(id).dtype;
       if (!is_floating(dtype)) {
         continue;
       }
-      if (meets_input(id)) {
-        widest = any ? wider(widest, dtype) : dtype;
-        any = true;
+      const Dependence dependence = to_.dependence(id);
+      if (dependence & depends_on::input) {
+        widest = wider(widest.value_or(dtype), dtype);
+      } else if (policy_.low_time && (dependence & depends_on::time)) {
+        widest_of_time = wider(widest_of_time.value_or(dtype), dtype);
       } else {
         recorded = dtype;
       }
     }
-    if (!any) {
+    widest = widest ? widest : widest_of_time;
+    if (!widest) {
       return recorded;
     }
     switch (class_of(op)) {
@@ -69,7 +71,7 @@ class Retyper {
       case PrecisionClass::high:
         return policy_.high;
       default:
-        return widest;
+        return *widest;
     }
   }
 

@@ -207,7 +207,10 @@ OdeResult odeint(const Velocity& velocity, const State& y0, const Times& times,
   solve->saved = saved_positions(options.save, solve->time_count);
   solve->report = std::make_shared<SolveReport>();
   solve->types = {
-      y0.names(), {}, {}, {options.precision.compute, high, options.precision.matmul, {}}};
+      y0.names(),
+      {},
+      {},
+      {options.precision.compute, high, options.precision.matmul, {}, options.precision.low_time}};
   for (int c = 0; c < y0.size(); ++c) {
     const std::string& name = y0.names()[std::size_t(c)];
     const Var& y = y0[c];

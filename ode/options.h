@@ -22,6 +22,11 @@ struct Precision {
   DType adjoint = DType::f32;     // a, carried from step to step
   DType gradient = DType::f32;    // running sums of parameter gradients
   MatmulMode matmul = MatmulMode::ieee;
+  // What depends on the time and parameters alone, as a hypernetwork, runs in H and is rounded to L
+  // where it meets the state. true: its products run in L, too, as under PyTorch's autocast and so
+  // in the paper. An ablation: its rounding errors are the same for the whole batch and do not
+  // average out over steps. Solved step by step, never in tiles.
+  bool low_time = false;
 
   // The method's default: velocity and stored states in `low`, everything summed in `high`.
   static Precision mixed(DType low, DType high = DType::f32) {

@@ -184,7 +184,11 @@ std::shared_ptr<const VelocityPlan> Velocity::plan(const VelocityTypes& types) c
   vjp.keep.push_back(plan->t_bar);
   std::erase(vjp.keep, no_value);
   plan->planned_vjp = plan_replay(plan->vjp, vjp);
-  plan->tiled = tile_velocity(*plan, types.policy.high, plan->tile_reason);
+  if (types.policy.low_time) {
+    plan->tile_reason = "Precision::low_time is set";
+  } else {
+    plan->tiled = tile_velocity(*plan, types.policy.high, plan->tile_reason);
+  }
   cache_->plans.emplace_back(types, plan);
   return plan;
 }

@@ -41,6 +41,35 @@ TEST_CASE("at f16 a layer casts weights and the time branch once, where they mee
         "outputs: %10\n");
 }
 
+TEST_CASE("with low_time products of the time are f16, too, and a bare time promotes nothing") {
+  Tape tape;
+  const Var t = tape.leaf(Tensor::scalar(0.5, DType::f32), "t", Role::time);
+  const Var x = tape.leaf(Tensor::zeros({4, 2}, DType::f32), "x");
+  const Var w = tape.leaf(Tensor::zeros({1, 2}, DType::f32), "w", Role::parameter);
+  const Var b = tape.leaf(Tensor::zeros({2}, DType::f32), "b", Role::parameter);
+  const Var made = matmul(reshape(t, {1, 1}), w) + square(b);
+  const Var y = x * made + t;
+  Program program = tape.program();
+  program.outputs = {y.id()};
+  CHECK(print(retype(program, {.compute = DType::f16, .low_time = true})) ==
+        "%0:t                                         f32 [] time\n"
+        "%1:x                                         f16 [4, 2] input\n"
+        "%2:w                                         f32 [1, 2] parameter\n"
+        "%3:b                                         f32 [2] parameter\n"
+        "%4 = square %3:b                             f32 [2]\n"
+        "%5 = reshape %0:t                            f32 [1, 1]\n"
+        "%6 = cast %5                                 f16 [1, 1]\n"
+        "%7 = cast %2:w                               f16 [1, 2]\n"
+        "%8 = matmul %6, %7                           f16 [1, 2]\n"
+        "%9 = cast %4                                 f16 [2]\n"
+        "%10 = add %8, %9                             f16 [1, 2]\n"
+        "%11 = mul %1:x, %10                          f16 [4, 2]\n"
+        "%12 = cast %0:t                              f16 []\n"
+        "%13 = add %11, %12                           f16 [4, 2]\n"
+        "outputs: %13\n");
+  CHECK(print(retype(program, {.compute = DType::f32, .low_time = true})) == print(program));
+}
+
 TEST_CASE("at f32 nothing is cast") {
   const Program program = layer();
   CHECK(print(retype(program, {.compute = DType::f32})) == print(program));

@@ -282,6 +282,37 @@ TEST_CASE("a stored power of two saves states that f16 would flush") {
   CHECK(std::fabs(scaled - exact) <= std::fabs(exact) * 2 * facts(DType::f16).unit_roundoff);
 }
 
+TEST_CASE("low_time rounds a product of the time to L, otherwise it is formed in H") {
+  // y' = 0 y + t w, one Euler step of 1 from t = 1/3, which no binary format holds.
+  constexpr double start = 1.0 / 3.0, weight = 0.7;
+  const Velocity velocity([](const Var& t, const Var& y, std::span<const Var> theta) {
+    return y * 0.0 + matmul(reshape(t, {1, 1}), theta[0]);
+  });
+  const auto solve = [&](bool low_time) {
+    Tape tape;
+    const Var y0 = tape.leaf(Tensor::zeros({4, 1}, DType::f32));
+    const Var w = tape.leaf(Tensor::full({1, 1}, weight, DType::f32));
+    OdeOptions options = options_for("euler", Precision::mixed(DType::f16));
+    options.precision.low_time = low_time;
+    options.save = Save::last();
+    const OdeResult result = odeint(velocity, y0, {start, start + 1}, {w}, options);
+    if (options.tier == Tier::automatic) {
+      CHECK(result.report().tier_reason == (low_time ? "Precision::low_time is set" : ""));
+    }
+    const double y = result.value()[0].value().to_vector()[0];
+    return std::pair(y, tape.backward(sum(result.value()[0]))[w].item());
+  };
+  const auto f16 = [](double x) { return Tensor::scalar(x, DType::f16).item(); };
+  const auto f32 = [](double x) { return Tensor::scalar(x, DType::f32).item(); };
+  const auto [y, w_bar] = solve(false);
+  CHECK(y == f16(f32(f32(start) * f32(weight))));
+  CHECK(w_bar == doctest::Approx(4 * start).epsilon(1e-6));
+  const auto [y_low, w_bar_low] = solve(true);
+  CHECK(y_low == f16(f16(start) * f16(weight)));
+  CHECK(w_bar_low == 4 * f16(start));
+  CHECK(f16(start) != f32(start));
+}
+
 TEST_CASE("from_stored restarts each step from the stored state, from_high does not") {
   // f32 velocity, so that the storage's rounding is the only one of f16's size.
   Precision precision = Precision::mixed(DType::f32);

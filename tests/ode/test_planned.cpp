@@ -16,6 +16,7 @@ namespace {
 using test::OneThread;
 using test::options_for;
 using test::Problem;
+using test::relative_error;
 using test::Rows;
 using test::same_bits;
 using test::Smooth;
@@ -152,6 +153,33 @@ TEST_CASE("convolutions, and a flow with the traces of its Jacobian, give the in
                   {test::normal({2, 8}, high, 5, 0.5), test::normal({8}, high, 6, 0.5),
                    test::normal({8, 2}, high, 7, 0.5)}},
                  options_for("rk4", precision));
+  }
+}
+
+TEST_CASE("a hypernetwork in L gives the interpreter's bits, and errors of L's size") {
+  const auto flow = [](const Var& t, const Var& z, Theta p) {
+    const Var made = matmul(tanh(matmul(reshape(t, {1, 1}), p[0])), p[1]);  // [1, 64]
+    return tanh(matmul(z, reshape(made, {8, 8})));
+  };
+  const auto problem = [&](DType dtype) {
+    return Problem{flow,
+                   {{"z", test::normal({6, 8}, dtype, 4)}},
+                   linspace(0, 1, 8),
+                   {test::normal({1, 4}, dtype, 5), test::normal({4, 64}, dtype, 6, 0.5)}};
+  };
+  const Solved exact =
+      test::solve(problem(DType::f64), options_for("rk4", Precision::uniform(DType::f64)));
+  for (const DType low : {DType::f16, DType::bf16}) {
+    CAPTURE(low);
+    Precision precision = Precision::mixed(low);
+    precision.low_time = true;
+    const Solved solved = require_same(problem(DType::f32), options_for("rk4", precision));
+    const double u = facts(low).unit_roundoff;
+    CHECK(relative_error(solved.y[0], exact.y[0]) < 4 * u);
+    for (std::size_t k = 0; k < 2; ++k) {
+      CHECK(relative_error(solved.theta_bar[k], exact.theta_bar[k]) < 8 * u);
+      CHECK(relative_error(solved.theta_bar[k], exact.theta_bar[k]) > u / 8);
+    }
   }
 }
 

@@ -8,13 +8,18 @@ import sys
 COLOURS = {
     "ours": "#1f6fb4",
     "torchdiffeq": "#d95f02",
+    "torchdiffeq_published": "#e8a060",
     "rampde": "#7b5ea7",
     "compile": "#c0a000",
     "libtorch": "#2a9d5c",
     "diffrax": "#b3364f",
     "floor": "#505050",
 }
-NAMES = {"ours": "halftape", "compile": "torch.compile"}
+NAMES = {
+    "ours": "halftape",
+    "torchdiffeq_published": "torchdiffeq, published layout",
+    "compile": "torch.compile",
+}
 
 
 def milliseconds(seconds):

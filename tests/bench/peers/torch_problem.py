@@ -45,15 +45,20 @@ class Cnf(Velocity):
         super().__init__(case, dtype)
         self.width = case.sizes["h"]
 
-    def forward(self, t, y):
-        z, _ = y
+    def weights(self, t):
+        """W, U [width, 2], b [width] at a time."""
         width = self.width
         p = torch.tanh(linear(t.reshape(1, 1), self.W0, self.b0))
         p = torch.tanh(linear(p, self.W1, self.b1))
         p = linear(p, self.W2, self.b2)[0]
         w, v, gate = (p[2 * i * width : 2 * (i + 1) * width].view(width, 2) for i in range(3))
-        u = v * torch.sigmoid(gate)
-        h = torch.tanh(linear(z, w, p[6 * width :]))
+        return w, v * torch.sigmoid(gate), p[6 * width :]
+
+    def forward(self, t, y):
+        z, _ = y
+        width = self.width
+        w, u, b = self.weights(t)
+        h = torch.tanh(linear(z, w, b))
         dot = (u * w).sum(1, keepdim=True)
         trace = (1 - h.square()) @ dot
         return (h @ u) / width, trace / -width
@@ -68,6 +73,11 @@ class Cnf(Velocity):
 class OtFlow(Velocity):
     a0, a1, a2 = 1.0, 2000.0, 800.0
 
+    def squared_rows(self, q0):
+        """|(K1 J)_k|^2 [batch, m], J = diag(q0) K0 without the column of time."""
+        k0_x = self.K0[:, :-1]
+        return linear(k0_x.t() * q0.unsqueeze(1), self.K1).square().sum(1)  # of [batch, d, m]
+
     def forward(self, t, y):
         x = y[0]
         d = x.shape[1]
@@ -81,9 +91,8 @@ class OtFlow(Velocity):
         gradient = (q0 * z1) @ self.K0 + linear(s, self.A) @ self.A + self.c
         gradient_x, gradient_t = gradient[:, :d], gradient[:, d:]
         k0_x = self.K0[:, :d]
-        k1_j = linear(k0_x.t() * q0.unsqueeze(1), self.K1)  # [batch, d, m]
         layer0 = (1 - q0.square()) * z1 * k0_x.square().sum(1)
-        layer1 = (1 - q1.square()) * self.w * k1_j.square().sum(1)
+        layer1 = (1 - q1.square()) * self.w * self.squared_rows(q0)
         trace = (layer0 + layer1).sum(1, keepdim=True) + self.A[:, :d].square().sum()
         cost = 0.5 * gradient_x.square().sum(1, keepdim=True)
         return (

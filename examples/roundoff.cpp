@@ -241,9 +241,8 @@ void show(const Options& options, const RoundoffOptions& own, const SweepTable& 
           const std::vector<int>& counts) {
   const std::vector<double> n(counts.begin(), counts.end());
   const std::vector<Setting> all = settings(options.sweep);
-  Picture picture{.title = "rounding error against the number of steps N",
-                  .columns = 3,
-                  .panel_width = 420};
+  Picture picture{
+      .title = "rounding error against the number of steps N", .columns = 3, .panel_width = 420};
   fmt::print("roundoff: {} batches of {} points, N = {} .. {}; error at both ends, slope over N\n",
              own.batches, options.batch, counts.front(), counts.back());
   Json figures = Json::array();

@@ -184,7 +184,7 @@ std::shared_ptr<const VelocityPlan> Velocity::plan(const VelocityTypes& types) c
   vjp.keep.push_back(plan->t_bar);
   std::erase(vjp.keep, no_value);
   plan->planned_vjp = plan_replay(plan->vjp, vjp);
-  if (types.policy.low_time) {
+  if (types.policy.low_time) {  // tiles pull the time's part back unscaled: L would underflow
     plan->tile_reason = "Precision::low_time is set";
   } else {
     plan->tiled = tile_velocity(*plan, types.policy.high, plan->tile_reason);

@@ -12,6 +12,7 @@ RAMPDE_PATH and RAMPDE_ORIGIN as in run_torch.py.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -109,6 +110,21 @@ def solve_scaled(odeint, weights, points, method, steps, precision, scales_itsel
         scale /= 2
 
 
+def median_errors(odeint, package, weights, batches, method, steps):
+    """{(precision, metric): the median over batches}."""
+    found = {}
+    for points in batches:
+        with redirected():
+            exact = solve(odeint, weights, points, method, steps, "f64", 1.0)
+            for precision in ("f16", "bf16"):
+                solved = solve_scaled(
+                    odeint, weights, points, method, steps, precision, package == "rampde"
+                )
+                for metric, error in errors(solved, exact).items():
+                    found.setdefault((precision, metric), []).append(error)
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description="rounding error of PyTorch packages")
     parser.add_argument("checkpoint")
@@ -131,36 +147,17 @@ def main():
     generator = torch.Generator().manual_seed(0)
     batches = [two_spirals(16, generator) for _ in range(arguments.batches)]
     rows = []
-    for package, odeint in packages.items():
-        for method in METHODS:
-            for steps in (n for n in STEPS if n <= arguments.largest):
-                found = {}
-                for points in batches:
-                    with redirected():
-                        exact = solve(odeint, weights, points, method, steps, "f64", 1.0)
-                        for precision in ("f16", "bf16"):
-                            solved = solve_scaled(
-                                odeint, weights, points, method, steps, precision, package == "rampde"
-                            )
-                            for metric, error in errors(solved, exact).items():
-                                found.setdefault((precision, metric), []).append(error)
-                for (precision, metric), values in found.items():
-                    error = statistics.median(values)
-                    rows.append(
-                        {
-                            "package": package,
-                            "method": method,
-                            "precision": precision,
-                            "metric": metric,
-                            "steps": steps,
-                            "error": error,
-                        }
+    for package, method in itertools.product(packages, METHODS):
+        for steps in (n for n in STEPS if n <= arguments.largest):
+            medians = median_errors(packages[package], package, weights, batches, method, steps)
+            for (precision, metric), error in medians.items():
+                row = {"package": package, "method": method, "precision": precision}
+                rows.append(row | {"metric": metric, "steps": steps, "error": error})
+                if metric in ("solution", "gradient y0"):
+                    print(
+                        f"  {package:<12} {method:<6} {precision:<5} N = {steps:<5} {metric:<12} {error:.2e}",
+                        flush=True,
                     )
-                    if metric in ("solution", "gradient y0"):
-                        print(
-                            f"  {package:<12} {method:<6} {precision:<5} N = {steps:<5} {metric:<12} {error:.2e}",
-                            flush=True,
-                        )
     with open(arguments.results, "w") as file:
         json.dump({"versions": versions, "batches": arguments.batches, "rows": rows}, file, indent=1)
 

@@ -29,20 +29,19 @@ import report
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 PEERS = ("torchdiffeq", "torchdiffeq_published", "rampde", "compile", "libtorch", "diffrax")
-LEAN = tuple(p for p in PEERS if p != "torchdiffeq_published")  # a MLP has one layout
 HALVES = ("torchdiffeq", "rampde")  # peers that have f16 and bf16
 
 # Case, dtype, peers; --cases selects by name. The peers of E5-m256 are those that need no more than a
 # minute for it.
 ROWS = (
-    ("E1", "f32", LEAN),
-    ("E1-S40", "f32", LEAN),
-    ("E2", "f32", LEAN),
-    ("E3", "f32", LEAN),
+    ("E1", "f32", PEERS),
+    ("E1-S40", "f32", PEERS),
+    ("E2", "f32", PEERS),
+    ("E3", "f32", PEERS),
     ("E4", "f32", PEERS),
     ("E5-m64", "f32", PEERS),
     ("E5-m256", "f32", ("torchdiffeq", "libtorch", "diffrax")),
-    ("E7", "f32", LEAN),
+    ("E7", "f32", PEERS),
     ("E3", "f16", HALVES),
     ("E7", "f16", HALVES),
     ("E7", "bf16", HALVES),
@@ -255,6 +254,8 @@ class Run:
 
     def rows_of(self, name, dtype, peers, ceilings):
         case = self.case(name)[1]
+        if case.kind == "mlp":  # has one layout
+            peers = [p for p in peers if p != "torchdiffeq_published"]
         rows, checks = [], {}
         for threads in self.arguments.threads if dtype == "f32" else self.arguments.threads[:1]:
             try:

@@ -1,5 +1,5 @@
-"""torchdiffeq as in torchdiffeq_worker.py, with the velocities laid out as the paper's programs (and
-torchdiffeq's CNF example) lay them out, which is what people run. The same numbers, more memory traffic.
+"""torchdiffeq as in torchdiffeq_worker.py, with the velocities laid out as the paper's programs lay
+them out. The same numbers, more memory traffic.
 """
 
 import torch
